@@ -1,0 +1,151 @@
+r"""The contract between a kind of data and the engine: one scalar for each (x, θ).
+
+A modality scores an observation x by :math:`s(x; \theta) = \log p(x \mid \theta) + c(x)`, in nats. It is a
+:class:`torch.nn.Module` that names the components of θ it depends on, and broadcasts leading dimensions
+as :mod:`torch.distributions` does.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from engine.errors import ModalityError
+
+__all__ = ["Modality"]
+
+
+class Modality(nn.Module):
+    """A kind of evidence about θ; subclass it and write :meth:`log_evidence`.
+
+    The keyword arguments of a subclass's ``__init__`` are the plugin's configuration and the tensors in its
+    state its weights: both are recorded, so that a plugin can be written to disk and built again. Arguments
+    are plain values (numbers, text, booleans, None), tensors, other ``nn.Module`` objects, importable
+    functions, and lists, tuples or string-keyed mappings of these.
+
+    Arguments:
+        parameter_names: The components of θ that the scalar depends on, in the order it wants them.
+        event_shape: The shape of one observation.
+
+    Example:
+        >>> class Exponential(Modality):
+        ...     def __init__(self, parameter_names=("rate",)):
+        ...         super().__init__(parameter_names=parameter_names, event_shape=())
+        ...     def log_evidence(self, x, theta):  # x (*batch), theta (*batch, 1) -> (*batch)
+        ...         rate = theta[..., 0]
+        ...         return rate.log() - rate * x
+        >>> modality = Exponential()
+        >>> modality(torch.tensor([1.0, 2.0]), torch.tensor([[0.5]])).tolist()
+        [-1.1931471824645996, -1.6931471824645996]
+        >>> modality.configuration
+        {'parameter_names': ('rate',)}
+    """
+
+    #: The values an entry of x may take, as torch writes it, with the rule and the advice of the message.
+    support: constraints.Constraint = constraints.real
+    support_rule: str = "values must be finite"
+    support_advice: str = "remove or mask the bad entries first"
+    #: Whether NaN in x marks an entry that was not measured.
+    allows_missing: bool = False
+    #: Whether log_evidence is log p(x | θ) with every constant, as Bayes factors and tests of fit need.
+    normalised: bool = False
+    #: Whether x is the nominal value of an auxiliary measurement (two of them may well coincide).
+    auxiliary: bool = False
+    #: Units that the modality takes for granted, by parameter name; the registry refuses any other.
+    parameter_units: Mapping[str, str] = {}
+
+    parameter_names: tuple[str, ...]
+    event_shape: torch.Size
+    _configuration: dict[str, Any] | None = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Modality:
+        self = super().__new__(cls)
+        try:
+            bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
+        except TypeError:  # __init__ is about to say so itself, or copy is rebuilding the object
+            return self
+        configuration: dict[str, Any] = {}
+        for name, value in list(bound.arguments.items())[1:]:
+            kind = bound.signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_KEYWORD:
+                configuration.update(value)
+            elif kind is inspect.Parameter.VAR_POSITIONAL:
+                configuration["*" + name] = value  # refused when written: it has no name to be given again by
+            else:
+                configuration[name] = value
+        object.__setattr__(self, "_configuration", configuration)
+        return self
+
+    def __init__(self, parameter_names: Sequence[str], event_shape: Sequence[int] = ()) -> None:
+        super().__init__()
+        if isinstance(parameter_names, str):
+            raise ModalityError(f"parameter_names must be a sequence of names, got the text {parameter_names!r}; write ({parameter_names!r},)")
+        self.parameter_names = tuple(parameter_names)
+        if not all(isinstance(name, str) for name in self.parameter_names):
+            raise ModalityError(f"parameter_names must be text, got {self.parameter_names}")
+        if not self.parameter_names or len(set(self.parameter_names)) != len(self.parameter_names):
+            raise ModalityError(f"parameter_names must name at least one parameter, each once; got {self.parameter_names}")
+        if not all(isinstance(n, int) and n >= 0 for n in event_shape):
+            raise ModalityError(f"event_shape must hold sizes >= 0, got {tuple(event_shape)}")
+        self.event_shape = torch.Size(event_shape)
+        # A configuration that __init__ fills in is configuration too, so that it survives new defaults.
+        if self._configuration is not None and "parameter_names" in inspect.signature(type(self).__init__).parameters:
+            self._configuration.setdefault("parameter_names", self.parameter_names)
+
+    def log_evidence(self, x: Tensor, theta: Tensor) -> Tensor:
+        """s(x; θ) in nats, up to a constant that does not depend on θ.
+
+        Arguments:
+            x: Observations, shape (*batch, *event_shape).
+            theta: Values of :attr:`parameter_names`, shape (*batch, P_m).
+
+        Returns:
+            Shape (*batch), both batches broadcast; −∞ where θ makes x impossible, never NaN.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define log_evidence(x, theta)")
+
+    def simulate(self, theta: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """One observation for each θ: (*batch, P_m) -> (*batch, *event_shape). Optional."""
+        raise NotImplementedError(f"{type(self).__name__} has no simulator: define simulate(theta, generator)")
+
+    def expected_information(self, theta: Tensor) -> Tensor:
+        """Fisher's expected information of one observation: (*batch, P_m) -> (*batch, P_m, P_m). Optional."""
+        raise NotImplementedError(f"{type(self).__name__} has no closed form for its expected information")
+
+    def stack_key(self) -> Hashable | None:
+        """What two plugins of one class must have in common to be evaluated in one call, beside shapes.
+
+        None (the default) keeps a plugin on its own. A class whose scalar is a function of its tensors
+        alone, ``torch.func.vmap``-able, may return a key that holds every other thing it depends on.
+        """
+        return None
+
+    def forward(self, x: Tensor, theta: Tensor) -> Tensor:
+        """The same as :meth:`log_evidence`."""
+        return self.log_evidence(x, theta)
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """The keyword arguments that build this modality again."""
+        return dict(self._configuration or {})
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The widest floating dtype of its tensors, in which it is evaluated; float64 where it has none."""
+        found = {t.dtype for t in (*self.parameters(), *self.buffers()) if t.is_floating_point()}
+        return max(found, key=lambda d: torch.finfo(d).bits) if found else torch.float64
+
+    @property
+    def has_simulator(self) -> bool:
+        """Whether :meth:`simulate` was written."""
+        return type(self).simulate is not Modality.simulate
+
+    @property
+    def has_expected_information(self) -> bool:
+        """Whether :meth:`expected_information` was written."""
+        return type(self).expected_information is not Modality.expected_information

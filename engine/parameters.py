@@ -1,0 +1,345 @@
+r"""The parameters θ that every modality shares: names, units, priors and bounds.
+
+A :class:`ParameterSpace` is an ordered set of :class:`Parameter`; everything that has shape (..., P)
+elsewhere follows its order. Plugins see only the parameters they name, so the space is the union
+over plugins, and two that disagree about a unit, a bound or a prior are refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, biject_to, constraints
+
+from engine.errors import ParameterError
+from engine.priors import Prior
+
+__all__ = ["Parameter", "ParameterSpace"]
+
+
+class Parameter:
+    """One component of θ.
+
+    Arguments:
+        name: How plugins, estimates and the command line call it; no spaces, quotes, commas or ``=``.
+        prior: A univariate torch distribution (see :data:`engine.priors.FAMILIES`), ``Categorical`` for
+            an index over hypotheses, or ``None`` for a flat prior that need not be normalisable. Numbers
+            that torch keeps in float32 are read as the decimals that were written.
+        unit: The unit of its values, as text; two plugins must agree on it.
+        label: LaTeX for figures, without dollar signs; the name where left out.
+        bounds: The closed interval of allowed values; the prior's support where left out. A prior is
+            truncated to it and normalised again.
+
+    Raises:
+        ParameterError: for a bad name, bounds that are empty or leave the prior's support, or a prior
+            that has no mass between them.
+
+    Example:
+        >>> from torch.distributions import Uniform
+        >>> Parameter("H0", prior=Uniform(40.0, 100.0), unit="km/s/Mpc", label="H_0")
+        Parameter('H0', prior=Uniform(40, 100), unit='km/s/Mpc', bounds=(40, 100))
+    """
+
+    def __init__(
+        self,
+        name: str,
+        prior: Distribution | Prior | None = None,
+        unit: str = "",
+        label: str | None = None,
+        bounds: tuple[float, float] | None = None,
+    ) -> None:
+        if not isinstance(name, str) or not name or any(c.isspace() or c in "\"'=,;" or not c.isprintable() for c in name):
+            raise ParameterError(f"a parameter's name is text without spaces, quotes, commas, semicolons or '=', got {name!r}")
+        self.name = name
+        try:
+            self.prior = prior if prior is None or isinstance(prior, Prior) else Prior(prior)
+        except ParameterError as error:
+            raise ParameterError(f"parameter '{name}': {error}") from error
+        self.unit = unit
+        self.label = name if label is None else label
+        support = (-math.inf, math.inf) if self.prior is None else self.prior.support
+        self.bounds = support if bounds is None else (float(bounds[0]), float(bounds[1]))
+        low, high = self.bounds
+        if not low < high and not (self.discrete and low == high):
+            raise ParameterError(f"parameter '{name}': bounds must satisfy low < high, got ({low:g}, {high:g})")
+        if low < support[0] or high > support[1]:
+            raise ParameterError(
+                f"parameter '{name}': bounds ({low:g}, {high:g}) leave the support "
+                f"({support[0]:g}, {support[1]:g}) of its prior {self.prior}; narrow the bounds or widen the prior"
+            )
+        mass = 1.0 if self.prior is None else self.prior.mass(low, high)
+        if not mass > 0.0:
+            raise ParameterError(f"parameter '{name}': the prior {self.prior} has no mass in ({low:g}, {high:g})")
+        self._log_mass = math.log(mass)
+
+    @property
+    def discrete(self) -> bool:
+        """Whether the values are the indices of hypotheses."""
+        return self.prior is not None and self.prior.discrete
+
+    @property
+    def scale(self) -> float:
+        """A typical size of a change in it: half of the prior's central 68 %, or a guess from the bounds."""
+        low, high = self.bounds
+        if self.prior is not None:
+            a, b = (self.prior.quantile(q, low, high) for q in (0.16, 0.84))
+            return max(0.5 * (b - a), 1e-300)
+        if math.isfinite(low) and math.isfinite(high):
+            return 0.34 * (high - low)
+        return max(1.0, *(abs(v) for v in (low, high) if math.isfinite(v))) if self.bounds != (-math.inf, math.inf) else 1.0
+
+    def log_prior(self, value: Tensor) -> Tensor:
+        """The log-density in nats of values (*), truncated to the bounds; 0 inside a flat prior."""
+        low, high = self.bounds
+        inside = (value >= low) & (value <= high)
+        density = 0.0 * value if self.prior is None else self.prior.log_prob(value) - self._log_mass
+        return torch.where(inside, density, -math.inf)
+
+    def quantile(self, u: np.ndarray) -> np.ndarray:
+        """Values at fractions ``u`` of the prior; a flat prior on a half-line spreads by its scale."""
+        low, high = self.bounds
+        if self.prior is not None:
+            return np.asarray(self.prior.quantile(u, low, high))
+        if math.isfinite(low) and math.isfinite(high):
+            return low + u * (high - low)
+        if math.isfinite(low):
+            return low - self.scale * np.log1p(-u)
+        if math.isfinite(high):
+            return high + self.scale * np.log(u)
+        return self.scale * np.log(u / (1 - u))
+
+    def to_toml(self) -> dict[str, Any]:
+        """Plain values for a ``[[parameter]]`` block."""
+        block: dict[str, Any] = {"name": self.name, "unit": self.unit, "label": self.label}
+        block["bounds"] = [float(b) for b in self.bounds]
+        if self.prior is not None:
+            block["prior"] = self.prior.to_toml()
+        return block
+
+    @classmethod
+    def from_toml(cls, block: Mapping[str, Any]) -> Parameter:
+        """The parameter that :meth:`to_toml` wrote. Raises ``ParameterError`` naming what is wrong."""
+        known = {"name", "unit", "label", "bounds", "prior"}
+        if unknown := set(block) - known:
+            raise ParameterError(f"a parameter block has unknown fields {sorted(unknown)}; it takes {sorted(known)}")
+        name, bounds, prior = block.get("name"), block.get("bounds"), block.get("prior")
+        for field in ("unit", "label"):
+            if not isinstance(block.get(field, ""), str):
+                raise ParameterError(f"parameter {name!r}: '{field}' must be text, got {block[field]!r}")
+        if bounds is not None and not (
+            isinstance(bounds, list) and len(bounds) == 2 and all(isinstance(b, int | float) for b in bounds)
+        ):
+            raise ParameterError(f"parameter {name!r}: 'bounds' must be [low, high], got {bounds!r}")
+        if prior is not None and not isinstance(prior, Mapping):
+            raise ParameterError(f"parameter {name!r}: 'prior' must be a table, got {prior!r}")
+        return cls(
+            name,  # pyright: ignore[reportArgumentType]  (checked by the constructor)
+            prior=None if prior is None else Prior.from_toml(prior),
+            unit=block.get("unit", ""),
+            label=block.get("label"),
+            bounds=None if bounds is None else (bounds[0], bounds[1]),
+        )
+
+    def disagreement(self, other: Parameter) -> str | None:
+        """What two declarations of one name disagree about, as text; None where they agree."""
+        if self.unit != other.unit:
+            return f"unit {self.unit!r} and unit {other.unit!r}"
+        if self.bounds != other.bounds:
+            return f"bounds {self.bounds} and bounds {other.bounds}"
+        if self.prior != other.prior:
+            return f"prior {self.prior} and prior {other.prior}"
+        return None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Parameter) and self.to_toml() == other.to_toml()
+
+    def __hash__(self) -> int:
+        return hash(repr(self.to_toml()))
+
+    def __repr__(self) -> str:
+        low, high = self.bounds
+        unit = f", unit={self.unit!r}" if self.unit else ""
+        return f"Parameter({self.name!r}, prior={self.prior}{unit}, bounds=({low:g}, {high:g}))"
+
+
+class ParameterSpace:
+    """An ordered set of parameters; its order is the order of every θ of shape (..., P).
+
+    Arguments:
+        parameters: The components, each name once.
+
+    Example:
+        >>> from torch.distributions import Normal, Uniform
+        >>> space = ParameterSpace([Parameter("a", Normal(0.0, 1.0)), Parameter("b", Uniform(0.0, 2.0))])
+        >>> space.names, space.upper.tolist()
+        (('a', 'b'), [inf, 2.0])
+        >>> space.tensor({"b": 0.5, "a": 1.0}).tolist()
+        [1.0, 0.5]
+    """
+
+    def __init__(self, parameters: Iterable[Parameter] = ()) -> None:
+        self._parameters = tuple(parameters)
+        for parameter in self._parameters:
+            if not isinstance(parameter, Parameter):
+                raise ParameterError(f"a parameter space is made of Parameter objects, got {type(parameter).__name__}")
+        self.names: tuple[str, ...] = tuple(p.name for p in self._parameters)
+        for name in self.names:
+            if self.names.count(name) > 1:
+                raise ParameterError(f"parameter '{name}' is declared {self.names.count(name)} times; declare it once")
+        self._index = {name: i for i, name in enumerate(self.names)}
+        #: bounds in natural units, each of shape (P,), float64
+        self.lower = torch.tensor([p.bounds[0] for p in self._parameters], dtype=torch.float64)
+        self.upper = torch.tensor([p.bounds[1] for p in self._parameters], dtype=torch.float64)
+        #: a typical size of a change in each component, shape (P,), float64
+        self.scale = torch.tensor([p.scale for p in self._parameters], dtype=torch.float64)
+
+    @classmethod
+    def union(cls, spaces: Mapping[str, Iterable[Parameter]]) -> ParameterSpace:
+        """The space of all parameters that several owners declare, in the order of first mention.
+
+        Arguments:
+            spaces: Who declares (a plugin's name, say) -> what it declares.
+
+        Raises:
+            ParameterError: when two owners declare one name with another unit, bounds or prior; the
+                message names both owners and both values.
+
+        Example:
+            >>> a, b = Parameter("H0", unit="km/s/Mpc"), Parameter("H0", unit="1/s")
+            >>> ParameterSpace.union({"bao": [a], "lens": [b]})
+            Traceback (most recent call last):
+            engine.errors.ParameterError: parameter 'H0' has unit 'km/s/Mpc' in 'bao' and unit '1/s' in 'lens'; ...
+        """
+        first: dict[str, tuple[str, Parameter]] = {}
+        for owner, parameters in spaces.items():
+            for parameter in parameters:
+                before, known = first.setdefault(parameter.name, (owner, parameter))
+                if difference := known.disagreement(parameter):
+                    left, right = difference.split(" and ", 1)
+                    raise ParameterError(
+                        f"parameter '{parameter.name}' has {left} in '{before}' and {right} in '{owner}'; "
+                        "one name has one meaning: convert one of them, or give it a name of its own"
+                    )
+        return cls(parameter for _, parameter in first.values())
+
+    def __len__(self) -> int:
+        return len(self._parameters)
+
+    def __iter__(self) -> Iterator[Parameter]:
+        return iter(self._parameters)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._index
+
+    def __getitem__(self, name: str) -> Parameter:
+        return self._parameters[self.index(name)]
+
+    def index(self, name: str) -> int:
+        """The position of a name in θ. Raises ``ParameterError`` naming those there are."""
+        try:
+            return self._index[name]
+        except (KeyError, TypeError):
+            raise ParameterError(f"no parameter {name!r}; there are {', '.join(self.names) or 'none'}") from None
+
+    def indices(self, names: Sequence[str]) -> list[int]:
+        """The positions of several names."""
+        return [self.index(name) for name in names]
+
+    @property
+    def discrete(self) -> tuple[bool, ...]:
+        """Which components are indices over hypotheses."""
+        return tuple(p.discrete for p in self._parameters)
+
+    def tensor(self, values: Mapping[str, Any] | Sequence[float] | Tensor) -> Tensor:
+        """θ of shape (P,), float64, from values by name or in order.
+
+        Raises:
+            ParameterError: for a missing, unknown or non-numeric value.
+        """
+        if isinstance(values, Mapping):
+            if unknown := [name for name in values if name not in self]:
+                self.index(unknown[0])
+            if missing := [name for name in self.names if name not in values]:
+                raise ParameterError(f"θ needs a value for every parameter; missing: {', '.join(missing)}")
+            values = [float(values[name]) for name in self.names]
+        theta = torch.as_tensor(values, dtype=torch.float64)
+        if theta.shape != (len(self),):
+            raise ParameterError(f"θ must have shape ({len(self)},) for {', '.join(self.names)}, got {tuple(theta.shape)}")
+        return theta
+
+    def check_theta(self, theta: Tensor) -> Tensor:
+        """θ of shape (*, P) as float64. Raises ``ParameterError`` for another shape, NaN or infinity."""
+        theta = torch.as_tensor(theta)
+        if not theta.is_floating_point():
+            theta = theta.to(torch.float64)
+        if theta.dim() < 1 or theta.shape[-1] != len(self):
+            raise ParameterError(
+                f"θ must have shape (*, {len(self)}), one column for each of {', '.join(self.names)}; got {tuple(theta.shape)}"
+            )
+        theta = theta.to(torch.float64)
+        if not bool(torch.isfinite(theta).all()):
+            at = (~torch.isfinite(theta)).nonzero()[0].tolist()
+            raise ParameterError(f"θ must be finite, got {theta[tuple(at)].item()} for '{self.names[at[-1]]}' at index {at[:-1]}")
+        return theta
+
+    def log_prior(self, theta: Tensor) -> Tensor:
+        """The joint log prior density in nats, θ (*, P) -> (*); −∞ outside the bounds."""
+        total = theta.new_zeros(theta.shape[:-1])
+        for i, parameter in enumerate(self._parameters):
+            total = total + parameter.log_prior(theta[..., i])
+        return total
+
+    def quantile(self, u: np.ndarray) -> Tensor:
+        """θ at fractions ``u`` (*, P) of each prior, float64."""
+        columns = [p.quantile(u[..., i]) for i, p in enumerate(self._parameters)]
+        return torch.from_numpy(np.stack(columns, -1) if columns else np.zeros(u.shape))
+
+    def sample_prior(self, n: int, seed: int = 0) -> Tensor:
+        """``n`` draws from the prior, shape (n, P), float64, from a seed of their own."""
+        u = torch.rand(n, len(self), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return self.quantile(u.clamp(1e-16, 1 - 1e-16).numpy())
+
+    def _bijections(self) -> list[Any]:
+        out = []
+        for parameter in self._parameters:
+            low, high = parameter.bounds
+            if parameter.discrete:
+                raise ParameterError(f"parameter '{parameter.name}' is discrete: it has no unconstrained form")
+            if math.isfinite(low) and math.isfinite(high):
+                out.append(biject_to(constraints.interval(low, high)))
+            elif math.isfinite(low):
+                out.append(biject_to(constraints.greater_than(low)))
+            elif math.isfinite(high):
+                out.append(biject_to(constraints.less_than(high)))
+            else:
+                out.append(biject_to(constraints.real))
+        return out
+
+    def to_natural(self, z: Tensor) -> Tensor:
+        """θ (*, P) inside its bounds, from unconstrained coordinates z (*, P) (torch's ``biject_to``)."""
+        return torch.stack([t(z[..., i]) for i, t in enumerate(self._bijections())], -1)
+
+    def to_unconstrained(self, theta: Tensor) -> Tensor:
+        """Unconstrained coordinates (*, P) of θ (*, P); infinite or clipped at a bound."""
+        return torch.stack([t.inv(theta[..., i]) for i, t in enumerate(self._bijections())], -1)
+
+    def log_abs_det_jacobian(self, z: Tensor) -> Tensor:
+        """log |dθ/dz| of :meth:`to_natural`, (*, P) -> (*), for densities of z."""
+        total = z.new_zeros(z.shape[:-1])
+        for i, transform in enumerate(self._bijections()):
+            total = total + transform.log_abs_det_jacobian(z[..., i], transform(z[..., i]))
+        return total
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ParameterSpace) and self._parameters == other._parameters
+
+    def __hash__(self) -> int:
+        return hash(self._parameters)
+
+    def __repr__(self) -> str:
+        return f"ParameterSpace({', '.join(self.names)})"
