@@ -1,0 +1,434 @@
+r"""The sum :math:`S(\theta) = \sum_m \sum_i s_m(x_{mi}; \theta)`, with its score and information.
+
+Value, score :math:`\nabla S` and observed information :math:`-\nabla^2 S` come from one pass: the scalar of each
+plugin is differentiated with respect to the parameters it depends on, by reverse mode twice, and scattered
+into θ's order. What must not matter does not:
+
+- plugins are summed in the order of their names, so that every order of appending gives the same bits;
+- observations are read in blocks whose length follows from their shape alone; block sums are added with the
+  rounding error carried along (Neumaier 1974), so that permuted observations and other blocks agree to 1e-12;
+- each plugin is evaluated in the dtype of its own weights, and everything from its scalar on is float64.
+
+Plugins of one class and shape that allow it (:meth:`engine.modality.Modality.stack_key`) are evaluated in one
+call by ``torch.func.stack_module_state`` and ``vmap``.
+
+References:
+    | Neumaier, Z. Angew. Math. Mech. 54 (1974) 39, compensated summation
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.errors import EvidenceError, ModalityError
+from engine.modality import Modality
+from engine.observations import Observations
+from engine.parameters import ParameterSpace
+from engine.threads import small_work
+
+__all__ = ["Contribution", "Derivatives", "Evidence"]
+
+_STACK_FROM = 8  # fewer plugins than this are quicker one by one than through vmap
+_ELEMENTS = 2**21  # entries of (θ, observation, event) evaluated together, which bounds memory
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """S and what curvature needs, at K points.
+
+    Attributes:
+        value: S in nats, shape (K,).
+        score: ∇S, shape (K, P).
+        information: −∇²S, the observed information, shape (K, P, P).
+        resolution: The rounding error to expect in ``value``, in nats, shape (K,).
+    """
+
+    value: Tensor
+    score: Tensor
+    information: Tensor
+    resolution: Tensor
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One plugin's part of the sum at one θ, in θ's full order.
+
+    Attributes:
+        log_evidence: The plugin's sum over its observations, in nats.
+        score: Its gradient, shape (P,).
+        information: Its observed information, shape (P, P).
+        observations: How many observations it had.
+    """
+
+    log_evidence: float
+    score: Tensor
+    information: Tensor
+    observations: int
+
+
+class _Sum:
+    """A running sum of equal tensors that carries its own rounding error."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.carried: Tensor | None = None
+
+    def add(self, term: Tensor) -> None:
+        if self.total is None or self.carried is None:
+            self.total, self.carried = term, torch.zeros_like(term)
+            return
+        new = self.total + term
+        larger, smaller = torch.where(self.total.abs() >= term.abs(), self.total, term), torch.where(
+            self.total.abs() >= term.abs(), term, self.total
+        )
+        lost = torch.where(torch.isfinite(new), (larger - new) + smaller, 0.0)  # −∞ stays −∞
+        self.total, self.carried = new, self.carried + lost
+
+    @property
+    def result(self) -> Tensor:
+        assert self.total is not None and self.carried is not None
+        return self.total + self.carried
+
+
+class _Term:
+    """One plugin, or several of one shape evaluated as one: G scalars at once."""
+
+    def __init__(self, names: list[str], modalities: list[Modality], space: ParameterSpace, data: Observations) -> None:
+        self.names = names
+        self.modality = modalities[0]
+        self.dtype = self.modality.dtype
+        self.data = data
+        self.index = torch.tensor([space.indices(m.parameter_names) for m in modalities])  # (G, P_m)
+        self._call: Callable[[Tensor, Tensor], Any] = self._one
+        self._x: Tensor | None = None
+        if len(names) > 1:
+            state = torch.func.stack_module_state(modalities)  # pyright: ignore[reportArgumentType]
+            base = copy.deepcopy(self.modality).to("meta")
+
+            def call(parameters: Any, buffers: Any, x: Tensor, theta: Tensor) -> Tensor:
+                return torch.func.functional_call(base, (parameters, buffers), (x, theta))
+
+            self._call = lambda x, theta: torch.func.vmap(call)(*state, x, theta)
+            self._x = torch.stack([data[name] for name in names])
+
+    def _one(self, x: Tensor, theta: Tensor) -> Any:
+        result = self.modality(x[0], theta[0])
+        return result[None] if isinstance(result, Tensor) else result
+
+    def blocks(self) -> Any:
+        if self._x is not None:
+            return [self._x]
+        return (block[None] for block in self.data.blocks(self.names[0]))
+
+    def scalars(self, x: Tensor, theta: Tensor) -> Tensor:
+        """s of shape (G, *batch) in the plugin's own dtype, from x (G, *batch, *event), θ (G, *batch, P_m)."""
+        label = f"plugin '{self.names[0]}'" if len(self.names) == 1 else f"one of the plugins {', '.join(self.names)}"
+        try:
+            s = self._call(x.to(self.dtype), theta.to(self.dtype))
+        except EvidenceError as error:
+            raise type(error)(f"{label}: {error}") from error
+        except Exception as error:
+            raise ModalityError(f"{label} raised {type(error).__name__} in log_evidence: {error}") from error
+        if not isinstance(s, Tensor):
+            raise ModalityError(f"log_evidence must return a torch.Tensor, got {_what(s)} from {label}")
+        events = len(self.modality.event_shape)
+        expected = torch.broadcast_shapes(x.shape[: x.dim() - events], theta.shape[:-1])
+        if s.shape != expected:
+            raise ModalityError(
+                f"log_evidence must return one scalar for each (x, θ), shape {tuple(expected[1:])}, got "
+                f"{tuple(s.shape[1:])} from {label}; sum over the event's axes only"
+            )
+        if s.dtype not in (torch.float32, torch.float64):
+            raise ModalityError(
+                f"log_evidence must return float32 or float64, got {s.dtype} from {label}; sums of it would lose the digits that matter"
+            )
+        bad = torch.isnan(s.detach()) | (s.detach() == torch.inf)
+        if bool(bad.any()):
+            at = bad.nonzero()[0].tolist()
+            values = theta.expand(*s.shape, theta.shape[-1])[tuple(at)].tolist()
+            name = self.names[at[0]]
+            where = ", ".join(f"{p} = {v:.6g}" for p, v in zip(self._members(name), values, strict=True))
+            raise ModalityError(
+                f"log_evidence must be a number or −∞, got {s.detach()[tuple(at)].item()} from plugin '{name}' at {where}, "
+                f"observation {at[-1]} of its block; return −∞ where θ is impossible, or narrow the parameter's bounds"
+            )
+        return s
+
+    def _members(self, name: str) -> tuple[str, ...]:
+        return self.modality.parameter_names if len(self.names) == 1 else tuple(f"θ[{i}]" for i in self.index[self.names.index(name)].tolist())
+
+    def value(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ_i s (G, K) and its resolution (G, K), from θ (K, P)."""
+        local = theta[:, self.index].movedim(0, 1)  # (G, K, P_m)
+        total, size = _Sum(), _Sum()
+        for x in self.blocks():
+            parts = [self._block_value(x, part) for part in local.split(self._chunk(x), dim=1)]
+            total.add(torch.cat([p[0] for p in parts], 1))
+            size.add(torch.cat([p[1] for p in parts], 1))
+        return total.result, size.result
+
+    def _block_value(self, x: Tensor, local: Tensor) -> tuple[Tensor, Tensor]:
+        s = self.scalars(x[:, None], local[:, :, None])
+        wide = s.to(torch.float64)
+        return wide.sum(-1), wide.detach().abs().sum(-1) * torch.finfo(s.dtype).eps
+
+    def derivatives(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Σ_i s, ∇, −∇² and resolution: (G, K), (G, K, P_m), (G, K, P_m, P_m), (G, K), from θ (K, P)."""
+        local = theta.detach()[:, self.index].movedim(0, 1)
+        sums = [_Sum() for _ in range(4)]
+        for x in self.blocks():
+            step = max(1, self._chunk(x) // 4)
+            parts = [self._block_derivatives(x, part) for part in local.split(step, dim=1)]
+            for total, pieces in zip(sums, zip(*parts, strict=True), strict=True):
+                total.add(torch.cat(pieces, 1))
+        value, score, information, resolution = (s.result for s in sums)
+        return value, score, information, resolution
+
+    def _block_derivatives(self, x: Tensor, local: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = local.clone().requires_grad_()
+            s = self.scalars(x[:, None], leaf[:, :, None])
+            total = s.to(torch.float64).sum(-1)
+            if not total.requires_grad:
+                raise ModalityError(
+                    f"the scalar of {self._label()} is detached from θ: it has no gradient; "
+                    "keep to torch operations, without .detach(), .item() or .numpy() on the way"
+                )
+            finite = torch.isfinite(total.detach())
+            score = _gradient(total.sum(), leaf)
+            information = torch.zeros(*leaf.shape, leaf.shape[-1], dtype=torch.float64)
+            if score.requires_grad:
+                for j in range(leaf.shape[-1]):
+                    information[..., j, :] = -_gradient(score[..., j].sum(), leaf, retain=True).detach()
+        information = 0.5 * (information + information.mT)
+        score = score.detach()
+        for what, values in (("score", score), ("second derivative", information)):
+            bad = ~torch.isfinite(values) & finite.reshape(*finite.shape, *[1] * (values.dim() - 2))
+            if bool(bad.any()):
+                at = bad.nonzero()[0].tolist()
+                point = ", ".join(f"{v:.6g}" for v in local[at[0], at[1]].tolist())
+                raise ModalityError(
+                    f"the {what} of plugin '{self.names[at[0]]}' is {values[tuple(at)].item()} at θ = ({point}) although its "
+                    "scalar is finite; a masked branch that divides by zero is the usual cause (mask its input, not its output)"
+                )
+        resolution = s.detach().to(torch.float64).abs().sum(-1) * torch.finfo(s.dtype).eps
+        return total.detach(), score, information, resolution
+
+    def _label(self) -> str:
+        return f"plugin{'s' * (len(self.names) > 1)} {', '.join(repr(n) for n in self.names)}"
+
+    def _chunk(self, x: Tensor) -> int:
+        return max(1, _ELEMENTS // max(1, x.numel()))
+
+
+def _gradient(scalar: Tensor, leaf: Tensor, retain: bool = False) -> Tensor:
+    (gradient,) = torch.autograd.grad(scalar, leaf, create_graph=not retain, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(leaf) if gradient is None else gradient
+
+
+def _what(value: Any) -> str:
+    if value is None:
+        return "None (is a return missing?)"
+    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else f" {value!r:.40}"
+    return f"{type(value).__module__}.{type(value).__name__}{shape}"
+
+
+class Evidence:
+    """The sum of several plugins' scalars over one analysis's data, as a function of θ.
+
+    Arguments:
+        parameters: The space whose order θ follows.
+        modalities: The plugins there are, by name.
+        data: Observations by plugin name (any subset), or :class:`engine.observations.Observations`.
+        prior: Whether to add the log prior density of ``parameters``, once.
+        allow_identical: See :class:`engine.observations.Observations`.
+        block: Observations evaluated together; leave it out, it is for tests of the sum itself.
+
+    Raises:
+        ModalityError: when a plugin names a parameter that is not there; and, while evaluating, when it
+            raises, returns anything but one finite scalar (or −∞) for each pair, or loses its gradient.
+        ObservationError, UnknownPluginError: see :class:`engine.observations.Observations`.
+
+    Example:
+        >>> from engine import Parameter, ParameterSpace
+        >>> from modalities import Gaussian
+        >>> space = ParameterSpace([Parameter("mu")])
+        >>> modality = Gaussian(parameter_names=("mu",), sd=2.0)
+        >>> evidence = Evidence(space, {"a": modality}, {"a": [[1.0], [3.0]]})
+        >>> at = evidence.derivatives(torch.tensor([[2.0]]))
+        >>> at.score.tolist(), at.information.tolist()
+        ([[0.0]], [[[0.5]]])
+    """
+
+    def __init__(
+        self,
+        parameters: ParameterSpace,
+        modalities: Mapping[str, Modality],
+        data: Any,
+        *,
+        prior: bool = False,
+        allow_identical: bool = False,
+        block: int | None = None,
+    ) -> None:
+        self.parameters = parameters
+        self.prior = prior
+        if not isinstance(data, Observations):
+            data = Observations(data, modalities, allow_identical=allow_identical, block=block)
+        self.observations: Observations = data
+        self.names: tuple[str, ...] = tuple(sorted(data))
+        self.modalities = {name: modalities[name] for name in self.names}
+        for name, modality in self.modalities.items():
+            if absent := [p for p in modality.parameter_names if p not in parameters]:
+                raise ModalityError(
+                    f"plugin '{name}' depends on the parameter '{absent[0]}', which is not among {', '.join(parameters.names)}"
+                )
+        self._terms = self._group(block)
+        self._size = sum(n * modalities[name].event_shape.numel() for name, n in data.lengths.items())
+        self._order = [self.names.index(name) for term in self._terms for name in term.names]
+
+    def _group(self, block: int | None) -> list[_Term]:
+        groups: dict[Any, list[str]] = {}
+        for name, modality in self.modalities.items():
+            key: Any = name
+            stack = modality.stack_key()
+            if stack is not None and block is None and self.observations.lengths[name] <= 4096:
+                tensors = [(k, t.shape, t.dtype) for k, t in (*modality.named_parameters(), *modality.named_buffers())]
+                shape = (self.observations.lengths[name], *modality.event_shape)
+                key = (type(modality), stack, repr(tensors), shape, len(modality.parameter_names))
+            groups.setdefault(key, []).append(name)
+        terms = []
+        for names in groups.values():
+            batches = [names] if len(names) >= _STACK_FROM else [[name] for name in names]
+            terms += [_Term(b, [self.modalities[n] for n in b], self.parameters, self.observations) for b in batches]
+        return terms
+
+    def value(self, theta: Tensor) -> Tensor:
+        """S(θ) in nats: (K, P) -> (K,), float64. Differentiable where θ requires a gradient."""
+        theta = self.parameters.check_theta(theta)
+        if theta.dim() != 2:
+            raise ModalityError(f"θ must have shape (K, {len(self.parameters)}), got {tuple(theta.shape)}")
+        keep = torch.is_grad_enabled() and theta.requires_grad
+        with torch.set_grad_enabled(keep), small_work(self._size * len(theta)):
+            parts = torch.cat([term.value(theta)[0] for term in self._terms])  # (M, K), in the terms' order
+            total = self._by_name(parts).sum(0)
+            return total + self.parameters.log_prior(theta) if self.prior else total
+
+    def _by_name(self, parts: Tensor) -> Tensor:
+        if self._order == sorted(self._order):
+            return parts
+        return parts[torch.argsort(torch.tensor(self._order))]
+
+    def derivatives(self, theta: Tensor) -> Derivatives:
+        """S, ∇S, −∇²S and the resolution of S at K points, in one pass: θ (K, P)."""
+        theta = self.parameters.check_theta(theta).detach()
+        K, P = theta.shape
+        score = torch.zeros(K, P, dtype=torch.float64)
+        information = torch.zeros(K, P * P, dtype=torch.float64)
+        values, resolutions = [], []
+        for term in self._terms:
+            with small_work(self._size * K):
+                value, local_score, local_information, resolution = term.derivatives(theta)
+            values.append(value)
+            resolutions.append(resolution)
+            score.index_add_(1, term.index.reshape(-1), local_score.movedim(1, 0).reshape(K, -1))
+            pairs = term.index[:, :, None] * P + term.index[:, None, :]
+            information.index_add_(1, pairs.reshape(-1), local_information.movedim(1, 0).reshape(K, -1))
+        total = self._by_name(torch.cat(values)).sum(0)
+        information = information.reshape(K, P, P)
+        if self.prior:
+            log_prior, prior_score, prior_information = self.prior_derivatives(theta)
+            total, score, information = total + log_prior, score + prior_score, information + prior_information
+        return Derivatives(total, score, information, self._by_name(torch.cat(resolutions)).sum(0))
+
+    def prior_derivatives(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log π(θ), its gradient and −∇² log π: (K,), (K, P), (K, P, P)."""
+        leaf = theta.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            value = self.parameters.log_prior(leaf)
+            score = _gradient(value.sum(), leaf)
+            rows = []
+            for j in range(leaf.shape[-1]):
+                column = score[:, j].sum()
+                rows.append(-_gradient(column, leaf, retain=True) if column.requires_grad else torch.zeros_like(leaf))
+        return value.detach(), score.detach(), torch.stack([r.detach() for r in rows], -2)
+
+    def contributions(self, theta: Tensor) -> dict[str, Contribution]:
+        """Each plugin's part at one θ of shape (P,), by name; the prior under ``"prior"`` where it is part of S."""
+        theta = self.parameters.tensor(theta)[None]
+        P = len(self.parameters)
+        out: dict[str, Contribution] = {}
+        for term in self._terms:
+            value, score, information, _ = term.derivatives(theta)
+            for g, name in enumerate(term.names):
+                index = term.index[g]
+                full_score, full = torch.zeros(P, dtype=torch.float64), torch.zeros(P, P, dtype=torch.float64)
+                full_score[index] = score[g, 0]
+                full[index[:, None], index] = information[g, 0]
+                out[name] = Contribution(float(value[g, 0]), full_score, full, self.observations.lengths[name])
+        out = {name: out[name] for name in self.names}
+        if self.prior:
+            value, score, information = self.prior_derivatives(theta)
+            out["prior"] = Contribution(float(value[0]), score[0], information[0], 0)
+        return out
+
+    def scores(self, theta: Tensor) -> dict[str, Tensor]:
+        """The score of every single observation at one θ (P,): name -> (N, P), float64."""
+        theta = self.parameters.tensor(theta)
+        out: dict[str, Tensor] = {}
+        for name, modality in self.modalities.items():
+            term = _Term([name], [modality], self.parameters, self.observations)
+            rows = [observation_scores(term, x, theta[term.index[0]]) for x in self.observations.blocks(name)]
+            local = torch.cat(rows)
+            full = torch.zeros(len(local), len(self.parameters), dtype=torch.float64)
+            full[:, term.index[0]] = local
+            out[name] = full
+        return out
+
+    def expected_information(self, theta: Tensor, *, simulations: int = 20_000, seed: int = 0) -> dict[str, Tensor]:
+        """Fisher's expected information of each plugin for its number of observations: name -> (P, P).
+
+        The closed form where the modality has one; otherwise the covariance of the scores of simulated
+        observations. The prior, which has no data, adds nothing here.
+
+        Raises:
+            ModalityError: for a plugin that has neither a closed form nor a simulator.
+        """
+        theta = self.parameters.tensor(theta)
+        out: dict[str, Tensor] = {}
+        for name, modality in self.modalities.items():
+            term = _Term([name], [modality], self.parameters, self.observations)
+            local = theta[term.index[0]]
+            if modality.has_expected_information:
+                one = modality.expected_information(local.to(term.dtype)).detach().to(torch.float64)
+            elif modality.has_simulator:
+                generator = torch.Generator().manual_seed(seed)
+                rows, step = [], max(1, _ELEMENTS // max(1, modality.event_shape.numel()))
+                for start in range(0, simulations, step):
+                    n = min(step, simulations - start)
+                    x = modality.simulate(local.to(term.dtype).expand(n, -1), generator)
+                    rows.append(observation_scores(term, x, local))
+                u = torch.cat(rows)
+                one = torch.cov(u.T).reshape(len(local), len(local))
+            else:
+                raise ModalityError(
+                    f"plugin '{name}' ({type(modality).__name__}) has neither expected_information nor simulate; "
+                    "use the observed information, or write one of the two"
+                )
+            full = torch.zeros(len(self.parameters), len(self.parameters), dtype=torch.float64)
+            full[term.index[0][:, None], term.index[0]] = one * self.observations.lengths[name]
+            out[name] = full
+        return out
+
+
+def observation_scores(term: _Term, x: Tensor, local: Tensor) -> Tensor:
+    """∇_θ s of single observations x (B, *event) at one local θ (P_m,): (B, P_m)."""
+    with torch.enable_grad():
+        leaf = local.detach().expand(x.shape[0], -1).clone().requires_grad_()
+        s = term.scalars(x[None], leaf[None])
+        return _gradient(s.to(torch.float64).sum(), leaf, retain=True).detach()

@@ -1,0 +1,166 @@
+"""Estimates and plugins as aligned tables, the same in Python, in a terminal and in a log file."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from engine.estimate import Estimate
+    from engine.uncertainty import Interval
+
+__all__ = ["as_text", "estimate_group", "estimate_text", "rounded", "subsets_table"]
+
+_COLOURS = {"converged": "green", "at_bound": "yellow", "not_identified": "red", "multimodal": "red", "failed": "bold red"}
+
+
+def rounded(value: float, error: float) -> tuple[str, str]:
+    """A value and its error to the error's second significant digit, as text.
+
+    Example:
+        >>> rounded(0.29573956, 0.01186855), rounded(147.0148, 3.4517), rounded(2.5e-9, 1.23e-11)
+        (('0.296', '0.012'), ('147.0', '3.5'), ('2.500e-09', '0.012e-09'))
+    """
+    if not math.isfinite(value):
+        return "—", "—"
+    if not (math.isfinite(error) and error > 0):
+        return f"{value:.6g}", "∞" if error == math.inf else "—"
+    digits = 1 - math.floor(math.log10(error))
+    size = max(abs(value), error)
+    if 1e-4 <= size < 1e6 and digits < 8:
+        places = max(0, digits)
+        return f"{round(value, digits):.{places}f}", f"{round(error, digits):.{places}f}"
+    power = math.floor(math.log10(size))
+    places = max(0, digits + power)
+    return f"{value / 10.0**power:.{places}f}e{power:+03d}", f"{error / 10.0**power:.{places}f}e{power:+03d}"
+
+
+def estimate_group(fit: Estimate, intervals: Mapping[str, Interval] | None = None) -> RenderableType:
+    """One estimate for a rich console: status, parameters, plugins and where it came from."""
+    kind = "maximum a posteriori" if fit.prior else "maximum likelihood"
+    head = Text.assemble((str(fit.status), _COLOURS[str(fit.status)]), f" — {fit.reason}")
+    if str(fit.status) == "failed":
+        return Group(head)
+    parameters = Table(box=box.SIMPLE_HEAD, title=f"{kind}, {fit.covariance_kind} information", title_justify="left")
+    parameters.add_column("parameter")
+    parameters.add_column("unit")
+    parameters.add_column("estimate", justify="right")
+    parameters.add_column("error", justify="right")
+    if intervals:
+        level = next(iter(intervals.values())).level
+        parameters.add_column(f"{100 * level:.4g} % profile interval", justify="right")
+    parameters.add_column("")
+    for name in fit.parameters.names:
+        one = fit[name]
+        value, error = rounded(one.value, one.error)
+        note = ""
+        if name in fit.fixed:
+            value, error, note = f"{one.value:.6g}", "—", "fixed"
+        elif one.bound:
+            value, error, note = f"{one.value:.6g}", "—", f"at its {one.bound} bound"
+        elif not one.identified:
+            value, error, note = "—", "∞", "not identified"
+        row = [escape(name), escape(one.unit), value, error]
+        if intervals:
+            row.append(_ends(intervals[name], one.value, one.error) if name in intervals else "—")
+        parameters.add_row(*row, note)
+    parts: list[RenderableType] = [head, parameters, _plugins(fit)]
+    for theta, S in fit.alternatives:
+        point = ", ".join(f"{n} = {v:.5g}" for n, v in zip(fit.parameters.names, theta.tolist(), strict=True))
+        parts.append(Text(f"another maximum: {point}, S lower by {fit.log_evidence - S:.3g}"))
+    if digest := fit.provenance.get("digest"):
+        data = fit.provenance.get("data", "")
+        parts.append(Text(f"registry {_short(digest)}   data {_short(data)}", style="dim"))
+    if left := fit.provenance.get("left_out"):
+        parts.append(Text(f"left out: {', '.join(left)}", style="dim"))
+    return Group(*parts)
+
+
+def _plugins(fit: Estimate) -> Table:
+    """Each plugin's log-evidence and its share of the information about every parameter."""
+    free = [n for n in fit.parameters.names if n not in fit.fixed and n not in fit.bounds][:8]
+    table = Table(box=box.SIMPLE_HEAD, title="share of the information", title_justify="left")
+    table.add_column("plugin")
+    table.add_column("N", justify="right")
+    table.add_column("log-evidence", justify="right")
+    for name in free:
+        table.add_column(escape(name), justify="right")
+    for plugin, part in fit.contributions.items():
+        row = [escape(plugin), str(part.observations) if part.observations else "", f"{part.log_evidence:.4f}"]
+        for name in free:
+            i = fit.parameters.index(name)
+            total = float(fit.information[i, i])
+            share = float(part.information[i, i]) / total if total > 0 else 0.0
+            row.append(f"{100 * share:.1f} %" if abs(share) > 5e-4 else "·")
+        table.add_row(*row)
+    table.add_section()
+    table.add_row("sum", "", f"{fit.log_evidence:.4f}")
+    return table
+
+
+def _ends(interval: Interval, value: float, error: float) -> str:
+    size = error if math.isfinite(error) and error > 0 else abs(interval.high - interval.low) / 2
+    low, high = (rounded(v, size)[0] if math.isfinite(v) else ("−∞" if v < 0 else "∞") for v in interval)
+    return f"{'[' if 'low' in interval.at_bound else '('}{low}, {high}{']' if 'high' in interval.at_bound else ')'}"
+
+
+def _short(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:12]
+
+
+def subsets_table(fits: Mapping[str, Estimate], title: str) -> Table:
+    """Several estimates of the same parameters, a row each."""
+    fits = dict(fits)
+    names = next(iter(fits.values())).parameters.names
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table.add_column("plugins")
+    for name in names:
+        table.add_column(escape(name), justify="right")
+    table.add_column("status")
+    table.add_column("not identified")
+    for label, fit in fits.items():
+        cells = []
+        for name in names:
+            one = fit[name]
+            if one.bound:
+                cells.append(f"{one.value:.6g} (bound)")
+            elif name in fit.fixed:
+                cells.append(f"{one.value:.6g} (fixed)")
+            elif not one.identified:
+                cells.append("—")
+            else:
+                cells.append(" ± ".join(rounded(one.value, one.error)))
+        table.add_row(escape(label), *cells, Text(str(fit.status), _COLOURS[str(fit.status)]), escape(_directions(fit)))
+    return table
+
+
+def _directions(fit: Estimate) -> str:
+    from engine.estimate import direction_text
+
+    return "; ".join(direction_text(d) for d in fit.null_directions)
+
+
+def as_text(*parts: RenderableType, width: int = 110) -> str:
+    """Renderables as plain text, without colour, trailing blanks or blank edges."""
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
+    for part in parts:
+        console.print(part)
+    assert isinstance(console.file, io.StringIO)
+    return _strip(console.file.getvalue().splitlines())
+
+
+def _strip(lines: Iterable[str]) -> str:
+    return "\n".join(line.rstrip() for line in lines).strip("\n")
+
+
+def estimate_text(fit: Estimate, intervals: Mapping[str, Interval] | None = None) -> str:
+    """One estimate as plain text."""
+    return as_text(estimate_group(fit, intervals))

@@ -1,0 +1,178 @@
+r"""From curvature to covariance: at bounds, along flat directions, and under a wrong model.
+
+With J the information at :math:`\hat\theta`, Z a basis of what the active bounds leave free and K the
+variance of the score:
+
+- projected covariance :math:`C = Z (Z^\top J Z)^{-1} Z^\top`, zero along an active bound;
+- Godambe's :math:`C K C`, right when the scalar is not the true log-likelihood;
+- a direction with no curvature has infinite variance: it is named, never inverted away.
+
+References:
+    | Godambe, Ann. Math. Stat. 31 (1960) 1208; White, Econometrica 50 (1982) 1
+    | Self and Liang, J. Am. Stat. Assoc. 82 (1987) 605, estimates on a boundary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.errors import EstimateError
+
+__all__ = ["Covariance", "Interval", "covariance", "godambe", "variability"]
+
+_RANK = 1e-10  # scaled eigenvalues below this are rounding, for information computed in float64
+_INVOLVED = 1e-6  # a smaller share of a flat direction, in units of standard errors, is rounding too
+
+
+class Interval(tuple[float, float]):
+    """A confidence interval that unpacks to (low, high) and knows how it was made.
+
+    Attributes:
+        low, high: The ends, in the parameter's unit; infinite where the evidence never falls far enough.
+        level: The confidence level.
+        method: ``"profile"`` or ``"wald"``.
+        at_bound: Which ends are the parameter's bound rather than a crossing: a subset of ("low", "high").
+    """
+
+    low: float
+    high: float
+    level: float
+    method: str
+    at_bound: tuple[str, ...]
+
+    def __new__(cls, low: float, high: float, *, level: float, method: str, at_bound: tuple[str, ...] = ()) -> Interval:
+        self = super().__new__(cls, (low, high))  # pyright: ignore[reportArgumentType]
+        self.low, self.high, self.level, self.method, self.at_bound = low, high, level, method, at_bound
+        return self
+
+    def __repr__(self) -> str:
+        ends = f", at the bound: {', '.join(self.at_bound)}" if self.at_bound else ""
+        return f"Interval({self.low:.6g}, {self.high:.6g}, level={self.level:g}, method='{self.method}'{ends})"
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """A covariance matrix that says where it comes from and what it does not know.
+
+    Attributes:
+        matrix: Shape (P, P): infinite on the diagonal and NaN beside it for parameters that a flat direction
+            moves, zero for those on an active bound.
+        kind: ``"observed"``, ``"expected"`` or ``"godambe"``.
+        null: Directions without curvature, unit vectors in natural units, shape (n, P).
+    """
+
+    matrix: Tensor
+    kind: str
+    null: Tensor
+
+    @property
+    def sd(self) -> Tensor:
+        """Standard errors, shape (P,)."""
+        return self.matrix.diagonal().clamp_min(0.0).sqrt()
+
+
+def covariance(information: Tensor, fixed: Tensor, floor: Tensor, *, kind: str, rank: float = _RANK) -> Covariance:
+    """The projected covariance of one estimate.
+
+    Arguments:
+        information: J, shape (P, P).
+        fixed: Components on an active bound, boolean, shape (P,).
+        floor: Curvatures that count as none at all, shape (P,), in the units of J's diagonal.
+        kind: What J is, for the record.
+        rank: The smallest eigenvalue, relative to the largest, of J scaled to a unit diagonal that counts.
+
+    Raises:
+        EstimateError: when J has a negative eigenvalue on the free block: that is no maximum.
+
+    Example:
+        >>> J = torch.tensor([[1.0, 1.0], [1.0, 1.0]], dtype=torch.float64)  # of -(a + b)**2 / 2
+        >>> result = covariance(J, torch.zeros(2, dtype=torch.bool), torch.zeros(2), kind="observed")
+        >>> result.sd.tolist(), [round(v, 4) for v in result.null[0].tolist()]
+        ([inf, inf], [0.7071, -0.7071])
+    """
+    inverse, null, involved = _inverse(information, fixed, floor, rank)
+    matrix = inverse.clone()
+    matrix[involved, :] = torch.nan
+    matrix[:, involved] = torch.nan
+    matrix[involved, involved] = torch.inf
+    matrix[fixed, :] = 0.0
+    matrix[:, fixed] = 0.0
+    return Covariance(matrix, kind, null)
+
+
+def godambe(information: Tensor, variability: Tensor, fixed: Tensor, floor: Tensor, *, rank: float = _RANK) -> Covariance:
+    """Godambe's covariance J⁻¹ K J⁻¹ on the free block; arguments as :func:`covariance`, K of shape (P, P)."""
+    inverse, null, involved = _inverse(information, fixed, floor, rank)
+    matrix = inverse @ variability @ inverse
+    matrix[involved, :] = torch.nan
+    matrix[:, involved] = torch.nan
+    matrix[involved, involved] = torch.inf
+    return Covariance(0.5 * (matrix + matrix.mT), "godambe", null)
+
+
+def variability(scores: Mapping[str, Tensor], *, paired: bool = False) -> Tensor:
+    """K, the variance of the total score, from the scores of independent units: (P, P).
+
+    Arguments:
+        scores: name -> (N, P), as :meth:`engine.evidence.Evidence.scores` gives.
+        paired: Take observation i of every plugin as one unit, so that dependence between plugins within a
+            unit is counted; all plugins must then have the same N.
+
+    Raises:
+        EstimateError: for fewer than two units, or unequal numbers where they are paired.
+    """
+    if paired:
+        lengths = {name: len(s) for name, s in scores.items()}
+        if len(set(lengths.values())) > 1:
+            raise EstimateError(f"paired units need the same number of observations in every plugin, got {lengths}")
+        scores = {"the paired plugins": torch.stack([scores[name] for name in sorted(scores)]).sum(0)}
+    total: Tensor | None = None
+    for name in sorted(scores):
+        u = scores[name]
+        if len(u) < 2:
+            raise EstimateError(
+                f"Godambe's covariance needs at least 2 independent observations, got {len(u)} of '{name}'; "
+                "use the observed or expected information"
+            )
+        centred = u - u.mean(0)
+        part = centred.mT @ centred
+        total = part if total is None else total + part
+    if total is None:
+        raise EstimateError("Godambe's covariance needs the scores of at least one plugin, got none")
+    return total
+
+
+def _inverse(information: Tensor, fixed: Tensor, floor: Tensor, rank: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The inverse on what is free and curved; the flat directions; the parameters they move."""
+    P = len(information)
+    diagonal = information.diagonal()
+    deaf = ~fixed & (diagonal.abs() <= floor)
+    use = (~fixed & ~deaf).nonzero()[:, 0]
+    inverse = torch.zeros(P, P, dtype=torch.float64)
+    null = [torch.eye(P, dtype=torch.float64)[i] for i in deaf.nonzero()[:, 0]]
+    involved = deaf.clone()
+    if len(use):
+        block = information[use[:, None], use]
+        unit = 1.0 / block.diagonal().abs().sqrt()
+        values, vectors = torch.linalg.eigh(block * unit[:, None] * unit)
+        top = float(values.abs().max())
+        if float(values[0]) < -max(1e-7, rank) * top:
+            raise EstimateError(
+                f"the information has a negative eigenvalue ({float(values[0]):.3g} of {top:.3g}, scaled): this is not a maximum"
+            )
+        flat = values <= rank * top
+        good = vectors[:, ~flat]
+        inverse[use[:, None], use] = (good / values[~flat]) @ good.mT * unit[:, None] * unit
+        for u in vectors[:, flat].mT:
+            u = torch.where(u.abs() < _INVOLVED, 0.0, u)
+            involved[use] |= u != 0
+            direction = torch.zeros(P, dtype=torch.float64)
+            direction[use] = u * unit
+            direction = direction / direction.norm()
+            null.append(direction * torch.sign(direction[direction.abs().argmax()]))
+    stacked = torch.stack(null) if null else torch.zeros(0, P, dtype=torch.float64)
+    return inverse, stacked, involved

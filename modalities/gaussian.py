@@ -1,0 +1,204 @@
+r"""Measurements with Gaussian errors, :math:`x \sim \mathcal{N}(m(\theta), C)`.
+
+.. math:: \log p(x \mid \theta) = -\tfrac12 r^T C^{-1} r - \tfrac12 \log\det C - \tfrac{D}{2} \log 2\pi,
+    \qquad r = x - m(\theta)
+
+The expected information is :math:`J^T C^{-1} J` with :math:`J = \partial m / \partial\theta`, plus
+:math:`\tfrac12 \mathrm{tr}(C^{-1} \partial_a C\, C^{-1} \partial_b C)` where C depends on θ.
+
+References:
+    | Tegmark, Taylor, Heavens (1997), Karhunen-Loeve eigenvalue problems in cosmology, eq. 15
+    | https://arxiv.org/abs/astro-ph/9603021
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from engine.errors import ModalityError
+from engine.modality import Modality
+from modalities._densities import LOG_2PI, cholesky, whiten, whitening
+from modalities._predictor import Function, Predictor, check_function, event_size, jacobian
+from modalities._tensors import Numbers, check_covariance, own_generator, per_entry
+
+__all__ = ["Gaussian"]
+
+
+class Gaussian(Modality):
+    """Evidence from values with Gaussian errors, independent or correlated.
+
+    Arguments:
+        mean: The expected data, a function or ``nn.Module`` called as ``mean(theta, **inputs)`` with θ of
+            shape (*batch, P_m), returning (*batch, D); None for θ itself, so that D = P_m.
+        parameter_names: The components of θ, in the order the functions index them.
+        covariance: A symmetric positive definite matrix (D, D), or a function called like ``mean`` that
+            returns (*batch, D, D).
+        sd: Instead of ``covariance``, the standard deviations of independent entries, in the units of x:
+            one number, (D,), or a function called like ``mean`` that returns (*batch, D).
+        inputs: Known quantities that the functions need, name -> numbers.
+        event_shape: (D,), or () for scalar data, where D = 1; needed where nothing else says D.
+        missing: Whether NaN in x marks entries that were not measured; the marginal density of the others
+            is scored, 0 where there are none.
+
+    Where a function's covariance is not positive definite, or its sd not positive, the evidence is −∞.
+
+    Raises:
+        ModalityError: for arguments that break a rule above; when evaluated, for a function that returns
+            another shape.
+
+    Example:
+        >>> def line(theta, t):
+        ...     return theta[..., :1] + theta[..., 1:] * t
+        >>> gaussian = Gaussian(line, parameter_names=("offset", "slope"), sd=0.5, inputs={"t": [0.0, 1.0]},
+        ...                     event_shape=(2,))
+        >>> round(gaussian(torch.tensor([1.0, 2.5]), torch.tensor([1.0, 1.0])).item(), 9)
+        -0.951582705
+        >>> gaussian.expected_information(torch.tensor([1.0, 1.0])).tolist()
+        [[8.0, 4.0], [4.0, 4.0]]
+    """
+
+    normalised = True
+
+    mean: Predictor
+    sd: Tensor | Predictor
+    covariance: Tensor | Predictor
+    factor: Tensor
+    whitener: Tensor
+
+    def __init__(
+        self,
+        mean: Function | None = None,
+        *,
+        parameter_names: Sequence[str],
+        covariance: Numbers | Function | None = None,
+        sd: Numbers | Function | None = None,
+        inputs: Mapping[str, Numbers] | None = None,
+        event_shape: Sequence[int] | None = None,
+        missing: bool = False,
+    ) -> None:
+        super().__init__(parameter_names=parameter_names)
+        errors, name = (sd, "sd") if covariance is None else (covariance, "covariance")
+        if errors is None or (covariance is not None and sd is not None):
+            given = "neither" if errors is None else "both"
+            raise ModalityError(
+                f"exactly one of covariance and sd must be given, got {given}; sd is for independent errors"
+            )
+        if isinstance(errors, str):
+            check_function(name, errors)
+        size = event_size("mean", mean, len(self.parameter_names), event_shape, {name: errors})
+        self.event_shape = torch.Size((size,) if event_shape is None else event_shape)
+        self.allows_missing = missing
+        self._diagonal, self._varies = covariance is None, callable(errors)
+        self.mean = Predictor("mean", mean, (size,), None if mean is None and self._varies else inputs)
+        if callable(errors):
+            setattr(self, name, Predictor(name, errors, (size,) if self._diagonal else (size, size), inputs))
+        elif self._diagonal:
+            self.register_buffer("sd", per_entry("sd", errors, size))
+        else:
+            self.register_buffer("covariance", check_covariance("covariance", errors, size))
+            self.register_buffer("factor", torch.linalg.cholesky(self.covariance), persistent=False)
+            self.register_buffer("whitener", whitening(self.factor), persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float64, whatever the dtype of a mean with weights."""
+        return torch.float64
+
+    def log_evidence(self, x: Tensor, theta: Tensor) -> Tensor:
+        """log p(x | θ) in nats: x (*batch, *event_shape), θ (*batch, P_m) -> (*batch)."""
+        x = x.to(torch.float64) if self.event_shape else x.to(torch.float64)[..., None]
+        mean = self.mean(theta)
+        if not self.allows_missing:
+            return self._log_density(x - mean, theta, None, x.shape[-1])
+        measured = ~x.isnan()
+        residual = torch.where(measured, torch.where(measured, x, 0.0) - mean, 0.0)
+        return self._log_density(residual, theta, measured, measured.sum(-1))
+
+    def _log_density(self, residual: Tensor, theta: Tensor, measured: Tensor | None, count: int | Tensor) -> Tensor:
+        if self._diagonal:
+            sd, valid = self._sd(theta)
+            z = residual / sd
+            log_sd = sd.log() if measured is None else torch.where(measured, sd.log(), 0.0)
+            half_log_det = log_sd.sum(-1)
+        else:
+            _, whitener, valid = self._factors(theta, measured)
+            z = whiten(whitener, residual)
+            half_log_det = -whitener.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        value = -0.5 * z.square().sum(-1) - half_log_det - 0.5 * LOG_2PI * count
+        return value if valid is None else torch.where(valid, value, -math.inf)
+
+    def _sd(self, theta: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Standard deviations, broadcasting to (*batch, D), and for which θ they are such (None: all)."""
+        if not isinstance(self.sd, Predictor):
+            return self.sd, None
+        sd = self.sd(theta)
+        return torch.where(sd <= 0, 1.0, sd), ~(sd <= 0).any(-1)
+
+    def _factors(self, theta: Tensor, measured: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The Cholesky factor, its inverse, and for which θ they exist (None: all)."""
+        if isinstance(self.covariance, Predictor):
+            covariance = self.covariance(theta)
+        elif measured is None:
+            return self.factor, self.whitener, None
+        else:
+            covariance = self.covariance
+        if measured is not None:  # the marginal: unit variance and no correlation adds nothing to a zero residual
+            both = measured[..., :, None] & measured[..., None, :]
+            identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+            covariance = torch.where(both, covariance, identity)
+        factor, valid = cholesky(covariance)
+        return factor, whitening(factor), valid
+
+    @torch.no_grad()
+    def simulate(self, theta: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """One complete observation for each θ: (*batch, P_m) -> (*batch, *event_shape).
+
+        Raises:
+            ModalityError: where θ gives no covariance.
+        """
+        mean = self.mean(theta)
+        noise = torch.randn(mean.shape, generator=own_generator(generator), dtype=mean.dtype, device=mean.device)
+        if self._diagonal:
+            sd, valid = self._sd(theta)
+            noise = sd * noise
+        else:
+            factor, _, valid = self._factors(theta)
+            noise = whiten(factor, noise)
+        if valid is not None and not bool(valid.all()):
+            at = theta[~valid][0].tolist()
+            rule = "sd must be > 0" if self._diagonal else "covariance must be positive definite"
+            raise ModalityError(f"{rule} to simulate, got one that is not at θ = {at}; keep the prior where it is")
+        return mean + noise if self.event_shape else (mean + noise)[..., 0]
+
+    def expected_information(self, theta: Tensor) -> Tensor:
+        """The expected information of a complete observation: (*batch, P_m) -> (*batch, P_m, P_m).
+
+        NaN where θ gives no covariance.
+        """
+        slope = jacobian(self.mean, theta)  # (*batch, D, P_m)
+        if self._diagonal:
+            sd, valid = self._sd(theta)
+            slope = slope / sd[..., None]
+            information = slope.mT @ slope
+            if isinstance(self.sd, Predictor):
+                relative = jacobian(self.sd, theta) / sd[..., None]
+                information = information + 2.0 * relative.mT @ relative
+        else:
+            _, whitener, valid = self._factors(theta)
+            slope = whitener @ slope
+            information = slope.mT @ slope
+            if isinstance(self.covariance, Predictor):
+                change = jacobian(self.covariance, theta)  # (*batch, D, D, P_m)
+                change = torch.einsum("...ij,...jkp,...lk->...ilp", whitener, change, whitener).flatten(-3, -2)
+                information = information + 0.5 * change.mT @ change
+        return information if valid is None else torch.where(valid[..., None, None], information, math.nan)
+
+    def stack_key(self) -> Hashable | None:
+        """Its kind of errors where nothing but tensors is inside; None with a function of θ."""
+        if self.mean.function is not None or self._varies:
+            return None
+        return tuple(self.event_shape), self._diagonal, self.allows_missing

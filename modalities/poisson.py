@@ -1,0 +1,148 @@
+r"""Counts in bins, :math:`n_b \sim \mathrm{Poisson}(\nu_b(\theta))`, with the modifiers of HistFactory.
+
+.. math:: \nu_b(\theta) = \sum_s \Big(\prod_j \theta_{j}\Big)_{sb} \prod_p \eta_{sp}(\alpha_p)
+    \Big(y_{sb} + \sum_p \Delta_{spb}(\alpha_p)\Big)
+
+A sample s expects the nominal yields :math:`y_{sb}`. Free factors multiply them: the signal strength, ``scale``
+(normfactor) and ``per_bin`` (shapesys, staterror). ``normalisation`` (normsys) multiplies by
+:math:`\eta = h^{\alpha}` for α >= 0 and :math:`l^{-\alpha}` below, interpolation code 1; ``shape`` (histosys)
+adds :math:`\alpha (h_b - y_b)` for α >= 0 and :math:`\alpha (y_b - l_b)` below, code 0. Both have a kink at
+α = 0, where derivatives are those of the upper branch. What constrains α and the factors is another plugin, a
+:class:`~modalities.Constraint`, registered once however many channels share the nuisance.
+
+References:
+    | Cranmer, Lewis, Moneta, Shibata, Verkerke (2012), HistFactory, sections 3 and 4, CERN-OPEN-2012-016
+    | https://cds.cern.ch/record/1456844
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from engine.modality import Modality
+from modalities._densities import poisson_log_density
+from modalities._histfactory import compile_channel
+from modalities._predictor import jacobian
+from modalities._tensors import Numbers, own_generator, require
+
+__all__ = ["PoissonCounts"]
+
+
+class PoissonCounts(Modality):
+    """Evidence from counts in independent bins, event shape (bins,).
+
+    The parameters are those named by the arguments, in the order of first mention: ``strength``, ``scale``,
+    ``normalisation``, ``shape``, ``per_bin``. One name may have several roles.
+
+    Arguments:
+        signal: Events per bin expected at unit strength, shape (bins,); the sample "signal".
+        background: Events per bin, shape (bins,), the sample "background"; or sample name -> events.
+        strength: The parameter that multiplies the signal; None leaves its yield fixed. Not used
+            without a signal, as in a control region.
+        scale: Free factors: parameter -> the sample, or samples, that it multiplies.
+        normalisation: Nuisance α -> {sample: (lo, hi)}, its factors at α = −1 and α = +1, positive.
+        shape: Nuisance α -> {sample: (lo, hi)}, its yields at α = −1 and α = +1, each of shape (bins,).
+        per_bin: Sample -> one parameter a bin that multiplies it, or several such sequences.
+
+    Counts may be any real number >= 0, so that expected (Asimov) data can be scored. The evidence is −∞ where
+    a rate is negative, or 0 in a bin that has counts.
+
+    Raises:
+        ModalityError: for no sample or no parameter, yields of another shape, a sample that does not exist,
+            or a factor that is not positive; from ``simulate``, for a negative rate.
+
+    Example:
+        >>> counts = PoissonCounts(signal=[5.0, 9.0], background=[50.0, 40.0], strength="mu")
+        >>> counts.rate(torch.tensor([1.0])).tolist()
+        [55.0, 49.0]
+        >>> [round(v, 9) for v in counts(torch.tensor([57.0, 49.0]), torch.tensor([[1.0], [2.0]])).tolist()]
+        [-5.844406188, -6.62224479]
+        >>> PoissonCounts(background={"top": [80.0], "qcd": [20.0]}, scale={"k_top": "top"},
+        ...               normalisation={"lumi": {"top": (0.9, 1.1), "qcd": (0.8, 1.2)}}).parameter_names
+        ('k_top', 'lumi')
+    """
+
+    normalised = True
+    support = constraints.nonnegative
+    support_rule = "counts must be >= 0"
+    support_advice = "background-subtracted data belongs in a Gaussian modality"
+
+    nominal: Tensor
+    columns: Tensor
+    log_hi: Tensor
+    log_lo: Tensor
+    shift_hi: Tensor
+    shift_lo: Tensor
+
+    def __init__(
+        self,
+        signal: Numbers | None = None,
+        background: Numbers | Mapping[str, Numbers] | None = None,
+        strength: str | None = "mu",
+        *,
+        scale: Mapping[str, str | Sequence[str]] | None = None,
+        normalisation: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+        shape: Mapping[str, Mapping[str, Sequence[Numbers]]] | None = None,
+        per_bin: Mapping[str, Sequence[str] | Sequence[Sequence[str]]] | None = None,
+    ) -> None:
+        channel = compile_channel(
+            signal, background, strength, scale or {}, normalisation or {}, shape or {}, per_bin or {}
+        )
+        super().__init__(parameter_names=channel.names, event_shape=channel.nominal.shape[1:])
+        self._normalised_samples, self._shaped = channel.log_factors is not None, channel.shifts is not None
+        self.register_buffer("nominal", channel.nominal)
+        self.register_buffer("columns", channel.columns, persistent=False)
+        if channel.log_factors is not None:
+            self.register_buffer("log_hi", channel.log_factors[0], persistent=False)
+            self.register_buffer("log_lo", channel.log_factors[1], persistent=False)
+        if channel.shifts is not None:
+            self.register_buffer("shift_hi", channel.shifts[0], persistent=False)
+            self.register_buffer("shift_lo", channel.shifts[1], persistent=False)
+
+    def rate(self, theta: Tensor) -> Tensor:
+        """The expected counts ν(θ): (*batch, P_m) -> (*batch, bins); negative where θ leaves the model."""
+        theta = theta.to(torch.float64)
+        above, below = torch.where(theta >= 0, theta, 0.0), torch.where(theta < 0, -theta, 0.0)
+        yields = self.nominal
+        if self._shaped:
+            yields = yields + torch.einsum("...p,psb->...sb", above, self.shift_hi)
+            yields = yields - torch.einsum("...p,psb->...sb", below, self.shift_lo)
+        if self._normalised_samples:  # clamped: a rate that overflows has no gradient that is a number
+            yields = yields * (above @ self.log_hi + below @ self.log_lo).clamp(max=600.0).exp()[..., None]
+        factors = torch.cat([theta, torch.ones_like(theta[..., :1])], -1)
+        for column in self.columns.unbind():
+            yields = yields * factors[..., column]
+        return yields.sum(-2)
+
+    def log_evidence(self, x: Tensor, theta: Tensor) -> Tensor:
+        """log p(x | θ) in nats: x (*batch, bins), θ (*batch, P_m) -> (*batch)."""
+        return poisson_log_density(x.to(torch.float64), self.rate(theta)).sum(-1)
+
+    @torch.no_grad()
+    def simulate(self, theta: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """One set of counts for each θ: (*batch, P_m) -> (*batch, bins), float64.
+
+        Raises:
+            ModalityError: where θ gives a negative rate.
+        """
+        rate = self.rate(theta)
+        require("the expected counts", rate, rate >= 0, ">= 0 to simulate", "bound the parameters, or their priors")
+        return torch.poisson(rate, generator=own_generator(generator))
+
+    def expected_information(self, theta: Tensor) -> Tensor:
+        """Jᵀ diag(1/ν) J with J = ∂ν/∂θ: (*batch, P_m) -> (*batch, P_m, P_m).
+
+        A bin that expects nothing adds nothing; NaN where a rate is negative.
+        """
+        rate, slope = self.rate(theta), jacobian(self.rate, theta)
+        weight = torch.where(rate > 0, 1.0 / torch.where(rate > 0, rate, 1.0), torch.where(rate == 0, 0.0, math.nan))
+        return slope.mT @ (weight[..., None] * slope)
+
+    def stack_key(self) -> Hashable | None:
+        """Which kinds of interpolation it has: all else is a tensor."""
+        return self._normalised_samples, self._shaped
