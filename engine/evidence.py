@@ -35,6 +35,7 @@ from engine.threads import small_work
 __all__ = ["Contribution", "Derivatives", "Evidence"]
 
 _STACK_FROM = 8  # fewer plugins than this are quicker one by one than through vmap
+_KEPT = 2**22  # numbers of one plugin's data that are kept ready between evaluations
 _ELEMENTS = 2**21  # entries of (θ, observation, event) evaluated together, which bounds memory
 
 
@@ -80,20 +81,20 @@ class _Sum:
         self.carried: Tensor | None = None
 
     def add(self, term: Tensor) -> None:
-        if self.total is None or self.carried is None:
-            self.total, self.carried = term, torch.zeros_like(term)
+        if self.total is None:
+            self.total = term
             return
         new = self.total + term
         larger, smaller = torch.where(self.total.abs() >= term.abs(), self.total, term), torch.where(
             self.total.abs() >= term.abs(), term, self.total
         )
         lost = torch.where(torch.isfinite(new), (larger - new) + smaller, 0.0)  # −∞ stays −∞
-        self.total, self.carried = new, self.carried + lost
+        self.total, self.carried = new, lost if self.carried is None else self.carried + lost
 
     @property
     def result(self) -> Tensor:
-        assert self.total is not None and self.carried is not None
-        return self.total + self.carried
+        assert self.total is not None
+        return self.total if self.carried is None else self.total + self.carried
 
 
 class _Term:
@@ -103,10 +104,12 @@ class _Term:
         self.names = names
         self.modality = modalities[0]
         self.dtype = self.modality.dtype
+        self.modalities = modalities
         self.data = data
         self.index = torch.tensor([space.indices(m.parameter_names) for m in modalities])  # (G, P_m)
         self._call: Callable[[Tensor, Tensor], Any] = self._one
         self._x: Tensor | None = None
+        self._ready: list[Tensor] | None = None
         if len(names) > 1:
             state = torch.func.stack_module_state(modalities)  # pyright: ignore[reportArgumentType]
             base = copy.deepcopy(self.modality).to("meta")
@@ -122,65 +125,75 @@ class _Term:
         return result[None] if isinstance(result, Tensor) else result
 
     def blocks(self) -> Any:
-        if self._x is not None:
-            return [self._x]
-        return (block[None] for block in self.data.blocks(self.names[0]))
+        """The data (G, 1, B, *event) in the plugin's dtype, ready to broadcast against θ; kept where it is small."""
+        if self._ready is None:
+            if self._x is not None:
+                blocks = [self._x[:, None].to(self.dtype)]
+            else:
+                blocks = (block[None, None].to(self.dtype) for block in self.data.blocks(self.names[0]))
+            if self._x is None and self.data.lengths[self.names[0]] * self.modality.event_shape.numel() > _KEPT:
+                return blocks
+            self._ready = list(blocks)
+        return self._ready
 
     def scalars(self, x: Tensor, theta: Tensor) -> Tensor:
-        """s of shape (G, *batch) in the plugin's own dtype, from x (G, *batch, *event), θ (G, *batch, P_m)."""
-        label = f"plugin '{self.names[0]}'" if len(self.names) == 1 else f"one of the plugins {', '.join(self.names)}"
+        """s of shape (G, K, B) in the plugin's own dtype, from x (G, 1, B, *event), θ (G, K, 1, P_m)."""
         try:
-            s = self._call(x.to(self.dtype), theta.to(self.dtype))
+            s = self._call(x, theta.to(self.dtype))
         except EvidenceError as error:
-            raise type(error)(f"{label}: {error}") from error
+            raise type(error)(f"{self._label()}: {error}") from error
         except Exception as error:
-            raise ModalityError(f"{label} raised {type(error).__name__} in log_evidence: {error}") from error
+            raise ModalityError(f"{self._label()} raised {type(error).__name__} in log_evidence: {error}") from error
         if not isinstance(s, Tensor):
-            raise ModalityError(f"log_evidence must return a torch.Tensor, got {_what(s)} from {label}")
-        events = len(self.modality.event_shape)
-        expected = torch.broadcast_shapes(x.shape[: x.dim() - events], theta.shape[:-1])
-        if s.shape != expected:
+            raise ModalityError(f"log_evidence must return a torch.Tensor, got {_what(s)} from {self._label()}")
+        if s.shape != (expected := (x.shape[0], theta.shape[1], x.shape[2])):
             raise ModalityError(
-                f"log_evidence must return one scalar for each (x, θ), shape {tuple(expected[1:])}, got "
-                f"{tuple(s.shape[1:])} from {label}; sum over the event's axes only"
+                f"log_evidence must return one scalar for each (x, θ), here of shape {expected[1:]} for x "
+                f"{tuple(x.shape[1:])} and θ {(*theta.shape[1:],)}, got {tuple(s.shape[1:])} from {self._label()}; "
+                "sum over the event's axes only"
             )
-        if s.dtype not in (torch.float32, torch.float64):
+        if s.dtype is not torch.float64 and s.dtype is not torch.float32:
             raise ModalityError(
-                f"log_evidence must return float32 or float64, got {s.dtype} from {label}; sums of it would lose the digits that matter"
-            )
-        bad = torch.isnan(s.detach()) | (s.detach() == torch.inf)
-        if bool(bad.any()):
-            at = bad.nonzero()[0].tolist()
-            values = theta.expand(*s.shape, theta.shape[-1])[tuple(at)].tolist()
-            name = self.names[at[0]]
-            where = ", ".join(f"{p} = {v:.6g}" for p, v in zip(self._members(name), values, strict=True))
-            raise ModalityError(
-                f"log_evidence must be a number or −∞, got {s.detach()[tuple(at)].item()} from plugin '{name}' at {where}, "
-                f"observation {at[-1]} of its block; return −∞ where θ is impossible, or narrow the parameter's bounds"
+                f"log_evidence must return float32 or float64, got {s.dtype} from {self._label()}; "
+                "sums of it would lose the digits that matter"
             )
         return s
 
-    def _members(self, name: str) -> tuple[str, ...]:
-        return self.modality.parameter_names if len(self.names) == 1 else tuple(f"θ[{i}]" for i in self.index[self.names.index(name)].tolist())
-
-    def value(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Σ_i s (G, K) and its resolution (G, K), from θ (K, P)."""
-        local = theta[:, self.index].movedim(0, 1)  # (G, K, P_m)
-        total, size = _Sum(), _Sum()
+    def refuse_bad(self, theta: Tensor) -> None:
+        """Name the plugin, θ and observation whose scalar is NaN or +∞, at θ (K, P) where some sum was."""
+        start = 0
         for x in self.blocks():
-            parts = [self._block_value(x, part) for part in local.split(self._chunk(x), dim=1)]
-            total.add(torch.cat([p[0] for p in parts], 1))
-            size.add(torch.cat([p[1] for p in parts], 1))
-        return total.result, size.result
+            local = theta.detach()[:, self.index].movedim(0, 1)[:, :, None]
+            for k in range(0, len(theta), step := self._chunk(x)):
+                part = local[:, k : k + step]
+                s = self.scalars(x, part).detach()
+                bad = torch.isnan(s) | (s == torch.inf)
+                if bool(bad.any()):
+                    g, at, i = bad.nonzero()[0].tolist()
+                    names = self.modalities[g].parameter_names
+                    where = ", ".join(f"{p} = {v:.6g}" for p, v in zip(names, part[g, at, 0].tolist(), strict=True))
+                    raise ModalityError(
+                        f"log_evidence must be a number or −∞, got {s[g, at, i].item()} from plugin '{self.names[g]}' at {where}, "
+                        f"observation {start + i}; return −∞ where θ is impossible, or narrow the parameter's bounds"
+                    )
+            start += x.shape[2]
 
-    def _block_value(self, x: Tensor, local: Tensor) -> tuple[Tensor, Tensor]:
-        s = self.scalars(x[:, None], local[:, :, None])
-        wide = s.to(torch.float64)
-        return wide.sum(-1), wide.detach().abs().sum(-1) * torch.finfo(s.dtype).eps
+    def value(self, theta: Tensor) -> Tensor:
+        """Σ_i s (G, K) at θ (K, P)."""
+        local = theta[:, self.index].movedim(0, 1)[:, :, None]  # (G, K, 1, P_m)
+        total = _Sum()
+        for x in self.blocks():
+            step = self._chunk(x)
+            if len(theta) <= step:
+                total.add(self.scalars(x, local).to(torch.float64).sum(-1))
+            else:
+                parts = [self.scalars(x, part).to(torch.float64).sum(-1) for part in local.split(step, dim=1)]
+                total.add(torch.cat(parts, 1))
+        return total.result
 
     def derivatives(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Σ_i s, ∇, −∇² and resolution: (G, K), (G, K, P_m), (G, K, P_m, P_m), (G, K), from θ (K, P)."""
-        local = theta.detach()[:, self.index].movedim(0, 1)
+        local = theta.detach()[:, self.index].movedim(0, 1)  # (G, K, P_m)
         sums = [_Sum() for _ in range(4)]
         for x in self.blocks():
             step = max(1, self._chunk(x) // 4)
@@ -193,14 +206,14 @@ class _Term:
     def _block_derivatives(self, x: Tensor, local: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         with torch.enable_grad():
             leaf = local.clone().requires_grad_()
-            s = self.scalars(x[:, None], leaf[:, :, None])
+            s = self.scalars(x, leaf[:, :, None])
             total = s.to(torch.float64).sum(-1)
             if not total.requires_grad:
                 raise ModalityError(
                     f"the scalar of {self._label()} is detached from θ: it has no gradient; "
                     "keep to torch operations, without .detach(), .item() or .numpy() on the way"
                 )
-            finite = torch.isfinite(total.detach())
+            finite = torch.isfinite(total.detach())  # the rest is −∞, or refused with the value
             score = _gradient(total.sum(), leaf)
             information = torch.zeros(*leaf.shape, leaf.shape[-1], dtype=torch.float64)
             if score.requires_grad:
@@ -219,6 +232,10 @@ class _Term:
                 )
         resolution = s.detach().to(torch.float64).abs().sum(-1) * torch.finfo(s.dtype).eps
         return total.detach(), score, information, resolution
+
+    def pairs(self, x: Tensor, theta: Tensor) -> Tensor:
+        """s of single pairs: x (B, *event), θ (B, P_m) -> (B,)."""
+        return self.scalars(x[None, None], theta[None, None, :])[0, 0]
 
     def _label(self) -> str:
         return f"plugin{'s' * (len(self.names) > 1)} {', '.join(repr(n) for n in self.names)}"
@@ -290,7 +307,9 @@ class Evidence:
                 )
         self._terms = self._group(block)
         self._size = sum(n * modalities[name].event_shape.numel() for name, n in data.lengths.items())
-        self._order = [self.names.index(name) for term in self._terms for name in term.names]
+        order = [name for term in self._terms for name in term.names]
+        position = {name: i for i, name in enumerate(order)}
+        self._sorted = None if order == sorted(order) else torch.tensor([position[name] for name in self.names])
 
     def _group(self, block: int | None) -> list[_Term]:
         groups: dict[Any, list[str]] = {}
@@ -315,14 +334,19 @@ class Evidence:
             raise ModalityError(f"θ must have shape (K, {len(self.parameters)}), got {tuple(theta.shape)}")
         keep = torch.is_grad_enabled() and theta.requires_grad
         with torch.set_grad_enabled(keep), small_work(self._size * len(theta)):
-            parts = torch.cat([term.value(theta)[0] for term in self._terms])  # (M, K), in the terms' order
-            total = self._by_name(parts).sum(0)
+            total = self._add([term.value(theta) for term in self._terms], theta)
             return total + self.parameters.log_prior(theta) if self.prior else total
 
-    def _by_name(self, parts: Tensor) -> Tensor:
-        if self._order == sorted(self._order):
-            return parts
-        return parts[torch.argsort(torch.tensor(self._order))]
+    def _add(self, parts: list[Tensor], theta: Tensor) -> Tensor:
+        """Σ over plugins in the order of their names: parts (G, K) of each term -> (K,)."""
+        stacked = torch.cat(parts)
+        total = (stacked if self._sorted is None else stacked[self._sorted]).sum(0)
+        checked = total.detach()
+        if not bool((checked < torch.inf).all()):  # false for NaN too
+            for term, part in zip(self._terms, parts, strict=True):
+                if not bool((part.detach() < torch.inf).all()):
+                    term.refuse_bad(theta)
+        return total
 
     def derivatives(self, theta: Tensor) -> Derivatives:
         """S, ∇S, −∇²S and the resolution of S at K points, in one pass: θ (K, P)."""
@@ -339,12 +363,12 @@ class Evidence:
             score.index_add_(1, term.index.reshape(-1), local_score.movedim(1, 0).reshape(K, -1))
             pairs = term.index[:, :, None] * P + term.index[:, None, :]
             information.index_add_(1, pairs.reshape(-1), local_information.movedim(1, 0).reshape(K, -1))
-        total = self._by_name(torch.cat(values)).sum(0)
+        total = self._add(values, theta)
         information = information.reshape(K, P, P)
         if self.prior:
             log_prior, prior_score, prior_information = self.prior_derivatives(theta)
             total, score, information = total + log_prior, score + prior_score, information + prior_information
-        return Derivatives(total, score, information, self._by_name(torch.cat(resolutions)).sum(0))
+        return Derivatives(total, score, information, torch.cat(resolutions).sum(0))
 
     def prior_derivatives(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log π(θ), its gradient and −∇² log π: (K,), (K, P), (K, P, P)."""
@@ -383,7 +407,7 @@ class Evidence:
         out: dict[str, Tensor] = {}
         for name, modality in self.modalities.items():
             term = _Term([name], [modality], self.parameters, self.observations)
-            rows = [observation_scores(term, x, theta[term.index[0]]) for x in self.observations.blocks(name)]
+            rows = [observation_scores(term, x[0, 0], theta[term.index[0]]) for x in term.blocks()]
             local = torch.cat(rows)
             full = torch.zeros(len(local), len(self.parameters), dtype=torch.float64)
             full[:, term.index[0]] = local
@@ -430,5 +454,5 @@ def observation_scores(term: _Term, x: Tensor, local: Tensor) -> Tensor:
     """∇_θ s of single observations x (B, *event) at one local θ (P_m,): (B, P_m)."""
     with torch.enable_grad():
         leaf = local.detach().expand(x.shape[0], -1).clone().requires_grad_()
-        s = term.scalars(x[None], leaf[None])
+        s = term.pairs(x, leaf)
         return _gradient(s.to(torch.float64).sum(), leaf, retain=True).detach()

@@ -108,7 +108,7 @@ class Prior:
             whole = inside & (value == value.round())
             return torch.where(whole, self._log_weights[index], -math.inf)
         if self.family == "Uniform":  # torch leaves the upper end out; a bound belongs to the parameter
-            return torch.where(inside, -math.log(high - low), -math.inf) + 0.0 * value
+            return torch.where(inside, 0.0 * value - math.log(high - low), -math.inf)
         open_at_zero = self.family == "LogNormal"
         usable = inside & (value > 0) if open_at_zero else inside
         safe = torch.where(usable, value, self.quantile(0.5))  # keeps NaN out of the gradient

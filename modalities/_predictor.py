@@ -114,6 +114,8 @@ def event_size(
         ModalityError: when ``function`` is none, the sizes disagree, or nothing says how many entries there are.
     """
     check_function(name, function)
+    if isinstance(event_shape, int):
+        raise ModalityError(f"event_shape must be () or (D,), got {event_shape}; write ({event_shape},)")
     if event_shape is not None and len(event_shape) > 1:
         raise ModalityError(f"event_shape must be () or (D,), got {tuple(event_shape)}; flatten the data")
     size = None if event_shape is None else (event_shape[0] if event_shape else 1)
@@ -125,11 +127,11 @@ def event_size(
             )
         return parameters
     for value in sized.values():
-        if size is None and isinstance(value, Tensor | list | tuple):
-            size = len(value) if not isinstance(value, Tensor) or value.dim() else None
+        shape = (len(value),) if isinstance(value, Sequence) else tuple(getattr(value, "shape", ()))
+        size = shape[0] if size is None and shape else size
     if size is None:
         raise ModalityError(
-            f"event_shape must be given where neither {' nor '.join(sized)} has one entry per value, got None; "
+            f"event_shape must be given where the shape of {' or '.join(sized)} does not say it, got None; "
             "pass event_shape=(D,)"
         )
     if size < 1:

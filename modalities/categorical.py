@@ -5,8 +5,7 @@ of θ", through :math:`p = \mathrm{softmax}(\ell(\theta))`, with expected inform
 :math:`J^T (\mathrm{diag}(p) - p p^T) J` where :math:`J = \partial\ell / \partial\theta`.
 
 References:
-    | Agresti (2013), Categorical Data Analysis, 3rd edition, sections 1.2 and 8.1
-    | https://doi.org/10.1002/sim.4780071219
+    | Agresti (2013), Categorical Data Analysis, 3rd edition, Wiley, sections 1.2 and 8.1
 """
 
 from __future__ import annotations
@@ -116,9 +115,9 @@ class Categorical(Modality):
         index = torch.where(known, x, 0).long()
         if self._table:
             row, exists = self._row(theta)
-            # The zero keeps the graph: the score with respect to a hypothesis is 0, not an error.
-            value = self.log_probabilities[row, index] + 0.0 * theta[..., 0].to(torch.float64)
-            return torch.where(known & exists, value, -math.inf)
+            # The zero below keeps the graph: the score with respect to a hypothesis is 0, not an error.
+            value = self.log_probabilities[row[..., None], index[..., None]][..., 0]
+            return torch.where(known & exists, value + 0.0 * theta[..., 0].to(torch.float64), -math.inf)
         log_p = self.logits(theta).log_softmax(-1)
         batch = torch.broadcast_shapes(index.shape, log_p.shape[:-1])
         value = log_p.expand(*batch, self.categories).gather(-1, index.expand(batch)[..., None])[..., 0]

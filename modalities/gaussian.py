@@ -112,11 +112,15 @@ class Gaussian(Modality):
         """log p(x | θ) in nats: x (*batch, *event_shape), θ (*batch, P_m) -> (*batch)."""
         x = x.to(torch.float64) if self.event_shape else x.to(torch.float64)[..., None]
         mean = self.mean(theta)
-        if not self.allows_missing:
-            return self._log_density(x - mean, theta, None, x.shape[-1])
-        measured = ~x.isnan()
-        residual = torch.where(measured, torch.where(measured, x, 0.0) - mean, 0.0)
-        return self._log_density(residual, theta, measured, measured.sum(-1))
+        overflow = mean.isinf()  # infinitely far from any data, but whitened it would be NaN
+        mean = torch.where(overflow, 0.0, mean)
+        if self.allows_missing:
+            measured = ~x.isnan()
+            residual = torch.where(measured, torch.where(measured, x, 0.0) - mean, 0.0)
+            value = self._log_density(residual, theta, measured, measured.sum(-1, dtype=torch.float64))
+        else:
+            value = self._log_density(x - mean, theta, None, x.shape[-1])
+        return torch.where(overflow.any(-1), -math.inf, value)
 
     def _log_density(self, residual: Tensor, theta: Tensor, measured: Tensor | None, count: int | Tensor) -> Tensor:
         if self._diagonal:

@@ -7,7 +7,7 @@ References:
     | Lange, Little, Taylor (1989), Robust statistical modeling using the t distribution
     | https://doi.org/10.1080/01621459.1989.10478852
     | Bailey (1994), Polar generation of random variates with the t-distribution
-    | https://doi.org/10.1090/S0025-5718-1994-1219702-8
+    | https://doi.org/10.2307/2153537
 """
 
 from __future__ import annotations

@@ -1,0 +1,255 @@
+"""The ``evidence`` command: the registry's questions from a shell.
+
+Exit status 0 means an answer that can be trusted, 1 a fit that cannot, 2 wrong usage or input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from engine.registry import Registry
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="evidence",
+    help="Sum one log-evidence per kind of data, and estimate the parameters they share.",
+    epilog="Exit status: 0 an answer that can be trusted, 1 a fit that cannot, 2 wrong usage or input.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Workspace = Annotated[Path, typer.Option("--workspace", "-w", help="The folder that has registry.toml.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Run code that plugins name or bring along. Read it first.")]
+
+
+def main() -> None:
+    """Run the command, turning what the engine refuses into a message and exit status 2."""
+    from engine.errors import EvidenceError
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow small algebra a hundredfold
+    try:
+        app()
+    except EvidenceError as error:
+        Console(stderr=True, highlight=False).print(f"[bold red]evidence:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=130)
+
+
+def _print(*parts: RenderableType) -> None:
+    console = _console()
+    if console.is_terminal:
+        console.print(*parts, sep="\n")
+        return
+    from engine.report.tables import as_text
+
+    print(as_text(*parts, width=130))
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def _open(workspace: Path, trust: bool = False) -> Registry:
+    from engine.registry import Registry
+
+    return Registry.open(workspace, trust=trust)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="The new workspace's folder.")] = Path("."),
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", help="Such as 'H0 [km/s/Mpc] = Uniform(40, 100)'; repeat it.")
+    ] = None,
+    source: Annotated[Path | None, typer.Option("--from", help="A TOML file with [[parameter]] blocks.")] = None,
+) -> None:
+    """Make a new workspace with its parameters."""
+    from engine.registry import Registry
+    from engine.specification import parse_parameter, read_parameters
+
+    parameters = [parse_parameter(text) for text in parameter or []]
+    parameters += read_parameters(source) if source else []
+    registry = Registry.create(path, parameters=parameters)
+    print(f"{registry.path / 'registry.toml'}: {len(registry.parameters)} parameters; append plugins with: evidence append NAME SPEC.toml")
+
+
+@app.command("list")
+def list_(workspace: Workspace = Path("."), as_json: AsJson = False) -> None:
+    """List the parameters and the plugins in force."""
+    registry = _open(workspace)
+    if as_json:
+        _print_json(
+            {
+                "digest": registry.digest,
+                "parameters": [_finite(p.to_toml()) for p in registry.parameters],
+                "plugins": [_entry(e) for e in registry.plugins.values()],
+            }
+        )
+        return
+    from rich import box
+
+    parameters = Table(box=box.SIMPLE_HEAD, title="parameters", title_justify="left")
+    for column in ("name", "unit", "prior", "bounds"):
+        parameters.add_column(column)
+    for p in registry.parameters:
+        low, high = p.bounds
+        parameters.add_row(escape(p.name), escape(p.unit), str(p.prior or "flat"), f"({low:g}, {high:g})")
+    plugins = Table(box=box.SIMPLE_HEAD, title="plugins", title_justify="left")
+    for column in ("name", "factory", "parameters", "content", "appended"):
+        plugins.add_column(column)
+    for e in registry.plugins.values():
+        names = ", ".join(e.parameters[:6]) + (f" and {len(e.parameters) - 6} more" if len(e.parameters) > 6 else "")
+        plugins.add_row(escape(e.name), escape(e.factory), escape(names), e.content.removeprefix("sha256:")[:12], e.appended)
+    _print(parameters, plugins, f"digest {registry.digest}")
+
+
+def _entry(entry: Any) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "folder": entry.folder,
+        "factory": entry.factory,
+        "parameters": list(entry.parameters),
+        "content": entry.content,
+        "appended": entry.appended,
+        "supersedes": entry.supersedes,
+    }
+
+
+def _finite(block: dict[str, Any]) -> dict[str, Any]:
+    bounds = [b if abs(b) != float("inf") else None for b in block["bounds"]]
+    return {**block, "bounds": bounds}
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="The plugin.")], workspace: Workspace = Path("."), as_json: AsJson = False
+) -> None:
+    """Show what a plugin is, without running any of its code."""
+    from engine.plugin import describe, read_observations
+
+    registry = _open(workspace)
+    folder = registry.folder(name)
+    entry, info = registry.plugins[name], describe(folder)
+    own = read_observations(folder)
+    x = None if own is None else tuple(own.shape)
+    versions = [e for e in registry.history if e.name == name]
+    if as_json:
+        _print_json({**_entry(entry), "plugin": info.to_dict(), "observations": list(x) if x else None, "history": len(versions)})
+        return
+    table = Table.grid(padding=(0, 2))
+    rows = {
+        "plugin": name,
+        "factory": info.factory,
+        "parameters": ", ".join(info.parameters),
+        "event shape": str(tuple(info.event_shape)),
+        "observations": f"{x[0]} of its own" if x else "given at query time",
+        "content": entry.content,
+        "appended": entry.appended + (f" (version {len(versions)}, supersedes {len(versions) - 1})" if len(versions) > 1 else ""),
+        "brings code": "yes: read code.py before you use --trust" if info.code else "no",
+        "certificate": "none" if not info.certificate else json.dumps(info.certificate),
+        "made with": ", ".join(f"{k} {v}" for k, v in info.versions.items()),
+        "configuration": json.dumps(info.to_dict()["configuration"], ensure_ascii=False),
+    }
+    for key, value in rows.items():
+        table.add_row(f"[bold]{key}[/]", escape(value))
+    _print(table)
+
+
+@app.command()
+def verify(workspace: Workspace = Path("."), as_json: AsJson = False) -> None:
+    """Check every byte of the ledger and of the plugins' folders."""
+    registry = _open(workspace)
+    counts = registry.verify()
+    if as_json:
+        _print_json({"digest": registry.digest, **counts})
+        return
+    print("verified: " + ", ".join(f"{n} {what}" for what, n in counts.items()) + f"; digest {registry.digest}")
+
+
+@app.command()
+def append(
+    name: Annotated[str, typer.Argument(help="The plugin's name.")],
+    spec: Annotated[Path, typer.Argument(help="A TOML file, or another workspace's plugin folder.")],
+    workspace: Workspace = Path("."),
+    supersede: Annotated[bool, typer.Option("--supersede", help="Take the place of the plugin of this name.")] = False,
+    trust: Trust = False,
+) -> None:
+    """Append a plugin; nothing already there is touched."""
+    from engine.specification import read_specification
+
+    registry = _open(workspace, trust)
+    plugin = read_specification(spec, trust=trust)
+    entry = registry.append(
+        name, plugin.modality, parameters=plugin.parameters, observations=plugin.observations, supersede=supersede
+    )
+    print(f"appended {entry.name} ({', '.join(entry.parameters)}); digest {registry.digest}")
+
+
+@app.command()
+def estimate(
+    data: Annotated[
+        Path | None, typer.Argument(help="Observations by plugin: a zarr group, .npz or .toml; the plugins' own by default.")
+    ] = None,
+    workspace: Workspace = Path("."),
+    only: Annotated[list[str] | None, typer.Option("--only", help="Use this plugin; repeat it for more.")] = None,
+    without: Annotated[list[str] | None, typer.Option("--without", help="Leave this plugin out; repeat it.")] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Add profile-likelihood intervals.")] = False,
+    level: Annotated[float, typer.Option("--level", min=0.01, max=0.9999, help="Their confidence level.")] = 0.6827,
+    prior: Annotated[bool, typer.Option("--map", help="Add the log prior, once: the maximum a posteriori.")] = False,
+    covariance: Annotated[str, typer.Option("--covariance", help="observed, expected or godambe.")] = "observed",
+    alone: Annotated[bool, typer.Option("--alone/--no-alone", help="Also fit each plugin on its own.")] = True,
+    seed: Annotated[int, typer.Option("--seed", help="Of the starting points.")] = 0,
+    as_json: AsJson = False,
+    trust: Trust = False,
+) -> None:
+    """Estimate the parameters from the sum of the plugins, and from each plugin alone."""
+    from engine.report.tables import estimate_group, subsets_table
+    from engine.specification import read_data
+
+    registry = _open(workspace, trust)
+    with Console(stderr=True).status("estimating …"):  # silent where stderr is not a terminal
+        found = registry.observed if data is None else read_data(data)
+        settings: dict[str, Any] = {"prior": prior, "covariance": covariance, "seed": seed}
+        fit = registry.estimate(found, only=only, without=without, **settings)
+        singles = {}
+        if alone and len(fit.provenance["plugins"]) > 1:
+            singles = {name: registry.estimate(found, only=name, **settings) for name in fit.provenance["plugins"]}
+        intervals = fit.intervals(level=level) if profile and str(fit.status) != "failed" else None
+    if as_json:
+        combined = fit.to_dict()
+        if intervals is not None:
+            combined["intervals"] = {
+                n: {"low": _number(i.low), "high": _number(i.high), "level": i.level, "method": i.method, "at_bound": list(i.at_bound)}
+                for n, i in intervals.items()
+            }
+        _print_json({"combined": combined, "alone": {name: single.to_dict() for name, single in singles.items()}})
+    else:
+        parts = [estimate_group(fit, intervals)]
+        if singles:
+            parts.append(subsets_table({**singles, "all together": fit}, "each plugin alone"))
+        _print(*parts)
+    raise typer.Exit(0 if fit.converged else 1)
+
+
+def _number(value: float) -> float | None:
+    return value if abs(value) != float("inf") else None

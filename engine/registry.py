@@ -1,0 +1,377 @@
+r"""The front door: a workspace whose ledger only grows, and every question that its sum can answer.
+
+A workspace is a folder with ``registry.toml`` (see :mod:`engine.ledger`) and ``plugins/`` (see
+:mod:`engine.plugin`). A :class:`Registry` is a view of it as it was when opened or last appended to.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine import hypotheses
+from engine.errors import ObservationError, RegistryError, TamperedError, UnknownPluginError
+from engine.estimate import Estimate, estimate
+from engine.evidence import Evidence
+from engine.ledger import Ledger, PluginEntry
+from engine.modality import Modality
+from engine.observations import Observations
+from engine.parameters import Parameter, ParameterSpace
+from engine.plugin import content_hash, read_observations, read_plugin, versions, write_plugin
+
+__all__ = ["Registry"]
+
+Names = str | Sequence[str]
+
+
+class Registry:
+    """An append-only registry of parameters and plugins; see :meth:`create` and :meth:`open`.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from torch.distributions import Uniform
+        >>> from modalities import PoissonCounts
+        >>> folder = tempfile.mkdtemp() + "/my-analysis"
+        >>> registry = Registry.create(folder, parameters=[Parameter("mu", prior=Uniform(0.0, 10.0))])
+        >>> counts = PoissonCounts(signal=torch.tensor([5.0, 9.0]), background=torch.tensor([50.0, 40.0]), strength="mu")
+        >>> registry.append("tracker", counts).name
+        'tracker'
+        >>> fit = Registry.open(folder).estimate({"tracker": torch.tensor([[57.0, 49.0]])})
+        >>> fit.status, round(fit["mu"].value, 3), round(fit["mu"].error, 3)
+        (<Status.CONVERGED: 'converged'>, 1.093, 0.696)
+    """
+
+    def __init__(self, ledger: Ledger, *, trust: bool = False, read_only: bool = False) -> None:
+        self._ledger = ledger
+        self._trust = trust
+        self._read_only = read_only
+        self._live: dict[str, Modality] = {}  # by content, so that a superseded plugin keeps its own
+
+    # -- the ledger ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, path: str | PathLike[str], parameters: Sequence[Parameter] = ()) -> Registry:
+        """A new workspace at ``path`` with its first parameters.
+
+        Raises:
+            RegistryError: where there is a registry already.
+            ParameterError: for a parameter declared twice.
+        """
+        return cls(Ledger.create(Path(path), list(parameters)))
+
+    @classmethod
+    def open(cls, path: str | PathLike[str] = ".", *, trust: bool = False) -> Registry:
+        """The workspace at ``path``. Checks the ledger's chain of seals; runs no plugin code.
+
+        Arguments:
+            path: The folder that has ``registry.toml``.
+            trust: Whether plugins may import modules that no installed package declares, and run Python
+                files that they bring along. Read those first.
+
+        Raises:
+            RegistryError: where there is no registry, or it cannot be read.
+            TamperedError: naming the entry that is not what was written.
+        """
+        return cls(Ledger.open(Path(path)), trust=trust)
+
+    @property
+    def path(self) -> Path:
+        """The workspace's folder."""
+        return self._ledger.path
+
+    @property
+    def parameters(self) -> ParameterSpace:
+        """θ's components, in the order that every (..., P) follows."""
+        return self._ledger.parameters
+
+    @property
+    def plugins(self) -> Mapping[str, PluginEntry]:
+        """What the ledger knows of each plugin in force, by name, in order of entry."""
+        return MappingProxyType(self._ledger.plugins)
+
+    @property
+    def history(self) -> tuple[PluginEntry, ...]:
+        """Every plugin ever appended, superseded ones too, in order of entry."""
+        return tuple(self._ledger.history)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the parameters and the plugins in force, whatever order they came in."""
+        return self._ledger.digest
+
+    def append(
+        self,
+        name: str,
+        modality: Modality,
+        *,
+        parameters: Sequence[Parameter] = (),
+        observations: Any = None,
+        supersede: bool = False,
+        code: str | PathLike[str] | None = None,
+    ) -> PluginEntry:
+        """Register a modality under a name, for good; nothing already there is touched.
+
+        Arguments:
+            name: Letters, digits, ``-`` and ``_``; new, unless ``supersede``.
+            modality: The instance; its configuration and weights are written to ``plugins/``.
+            parameters: Parameters that the plugin brings along. One that is there already must agree.
+            observations: The plugin's own data, shape (N, *event_shape), used where a query gives none.
+            supersede: Put it in the place of the plugin of this name, which stays in the history.
+            code: A Python file that defines the modality's class, to be shipped in the plugin's folder. It
+                is run by nobody who does not say ``trust=True``.
+
+        Returns:
+            The ledger's entry.
+
+        Raises:
+            RegistryError: for a name that is taken or not allowed, or parameters that nobody declared.
+            ParameterError: when a parameter's unit, bounds or prior disagree with what is declared.
+            ModalityError: when the modality cannot be written down and built again, or fails on its data.
+            ObservationError: for data that break a rule, or are another plugin's data.
+        """
+        if self._read_only:
+            raise RegistryError("this is a view of the past, made by registry.at(): append to Registry.open(path) instead")
+        if not isinstance(modality, Modality):
+            raise RegistryError(f"a plugin is an engine.Modality, got {type(modality).__name__}; subclass Modality")
+        modality = copy.deepcopy(modality).eval()
+        stored = None
+        if observations is not None:
+            stored = Observations({name: observations}, {name: modality})[name]
+            self._try(name, modality, parameters, stored)
+        source = None if code is None else Path(code)
+
+        def write(folder: Path) -> None:
+            write_plugin(folder, modality, parameters=parameters, observations=stored, code=source)
+
+        self._ledger = self._ledger.append(list(parameters), (name, write), supersede=supersede)
+        entry = self._ledger.plugins[name]
+        self._live[entry.content] = modality
+        return entry
+
+    def _try(self, name: str, modality: Modality, parameters: Sequence[Parameter], x: Tensor) -> None:
+        """Score the plugin's own data once before anything is written, beside the data already here."""
+        others = {n: self.plugins[n] for n in self.observed if n != name}
+        Observations({**{n: self.observed[n] for n in others}, name: x}, {**{n: self.modality(n) for n in others}, name: modality})
+        space = ParameterSpace.union({"the registry": self.parameters, name: parameters})
+        if all(p in space for p in modality.parameter_names) and not any(space.discrete):
+            middle = space.quantile(torch.full((len(space),), 0.5, dtype=torch.float64).numpy())
+            Evidence(space, {name: modality}, {name: x}).derivatives(middle[None])
+
+    def verify(self) -> dict[str, int]:
+        """Check every byte: the chain of seals, and every plugin's folder against its entry.
+
+        Returns:
+            How many parameters, plugins and files were checked.
+
+        Raises:
+            TamperedError: naming the entry, and the file, that is not what was written.
+        """
+        return Ledger.open(self.path).verify() if not self._read_only else self._ledger.verify()
+
+    def at(self, digest: str) -> Registry:
+        """The registry as it was when it had this digest (or the start of one), to ask but not to append to.
+
+        Raises:
+            RegistryError: when it never had; the message lists the digests it had.
+        """
+        past = Registry(self._ledger.at(digest), trust=self._trust, read_only=True)
+        past._live = self._live
+        return past
+
+    def modality(self, name: str) -> Modality:
+        """The live module of a plugin, in evaluation mode.
+
+        Raises:
+            UnknownPluginError: for a name that is not there.
+            UntrustedError: when its class would run code that nobody said to trust.
+            TamperedError: when its folder is not what was written.
+        """
+        entry = self._entry(name)
+        if entry.content not in self._live:
+            self._live[entry.content] = read_plugin(self._folder(entry), trust=self._trust)
+        return self._live[entry.content]
+
+    def _entry(self, name: str) -> PluginEntry:
+        if name not in self.plugins:
+            raise UnknownPluginError(f"no plugin '{name}'; there are {', '.join(self.plugins) or 'none'}")
+        return self.plugins[name]
+
+    def _folder(self, entry: PluginEntry) -> Path:
+        folder = self._ledger.folder_of(entry)
+        if (found := content_hash(folder)) != entry.content:
+            raise TamperedError(
+                f"the folder {folder} of plugin '{entry.name}' is not what was registered (content {found}, "
+                f"the ledger has {entry.content}); registry.verify() names the file"
+            )
+        return folder
+
+    def folder(self, name: str) -> Path:
+        """Where a plugin in force is kept; checked against the ledger. Raises as :meth:`modality`."""
+        return self._folder(self._entry(name))
+
+    @property
+    def observed(self) -> Mapping[str, Tensor]:
+        """The data that plugins brought along, by name: (N, *event_shape), float64."""
+        out: dict[str, Tensor] = {}
+        for name, entry in self.plugins.items():
+            if (x := read_observations(self._ledger.folder_of(entry))) is not None:
+                out[name] = x
+        return out
+
+    # -- the sum and its answers --------------------------------------------------------------------------
+
+    def evidence(
+        self,
+        data: Any = None,
+        *,
+        prior: bool = False,
+        only: Names | None = None,
+        without: Names | None = None,
+        allow_identical: bool = False,
+    ) -> Evidence:
+        """The sum over this data as a function of θ.
+
+        Arguments:
+            data: plugin name -> (N, *event_shape), any subset of the plugins (or a zarr group, or its
+                path); None takes the data that plugins brought along.
+            prior: Whether to add the log prior, once.
+            only, without: Names of plugins to keep or to leave out.
+            allow_identical: Take equal data of two plugins as two measurements that agree.
+
+        Raises:
+            ObservationError, UnknownPluginError, ModalityError, UntrustedError: as each part says.
+        """
+        kept = self.observed if data is None else data
+        if data is None and not kept:
+            raise ObservationError("no plugin brought data along; give data={'plugin': observations}")
+        live = _Modalities(self)
+        if not isinstance(kept, Observations):
+            if only is not None or without is not None:
+                kept = self._select(kept, only, without)
+            kept = Observations(kept, live, allow_identical=allow_identical)
+        return Evidence(self.parameters, live, kept, prior=prior)
+
+    def _select(self, data: Any, only: Names | None, without: Names | None) -> dict[str, Any]:
+        if not isinstance(data, Mapping):
+            import zarr
+
+            data = dict(zarr.open_group(data, mode="r").members()) if isinstance(data, str | PathLike) else dict(data.members())
+        keep = list(data) if only is None else _names(only)
+        drop = [] if without is None else _names(without)
+        for name in (*keep, *drop):
+            self._entry(name)
+            if name not in data:
+                raise ObservationError(f"plugin '{name}' has no data here; there is data for {', '.join(data) or 'none'}")
+        return {name: x for name, x in data.items() if name in keep and name not in drop}
+
+    def log_evidence(self, data: Any, theta: Tensor, *, prior: bool = False) -> Tensor:
+        """S(θ) in nats: θ (K, P) -> (K,), float64. Differentiable where θ requires a gradient.
+
+        Raises:
+            ParameterError: for a θ of another shape, NaN or infinite. Others as :meth:`evidence`.
+        """
+        return self.evidence(data, prior=prior).value(theta)
+
+    def estimate(
+        self,
+        data: Any = None,
+        *,
+        prior: bool = False,
+        only: Names | None = None,
+        without: Names | None = None,
+        covariance: str = "observed",
+        start: Mapping[str, float] | Tensor | None = None,
+        fixed: Mapping[str, float] | None = None,
+        screen: int = 256,
+        polish: int = 4,
+        seed: int = 0,
+        allow_identical: bool = False,
+    ) -> Estimate:
+        """θ̂ with its uncertainty and status, from any subset of the plugins.
+
+        Arguments:
+            data, only, without, allow_identical: See :meth:`evidence`.
+            prior: False for maximum likelihood, True for the maximum a posteriori.
+            covariance: ``"observed"``, ``"expected"`` or ``"godambe"``.
+            start, fixed, screen, polish, seed: See :func:`engine.estimate.estimate`.
+
+        Returns:
+            An :class:`engine.Estimate`. Look at its ``status``: a fit that fails says so there.
+
+        Raises:
+            ObservationError, UnknownPluginError, ParameterError, ModalityError, UntrustedError: for input
+            that cannot be used; the message names the plugin.
+        """
+        evidence = self.evidence(data, prior=prior, only=only, without=without, allow_identical=allow_identical)
+        return estimate(
+            evidence,
+            start=start,
+            fixed=fixed,
+            kind=covariance,
+            screen=screen,
+            polish=polish,
+            seed=seed,
+            provenance=self._provenance(evidence),
+        )
+
+    def compare(
+        self,
+        data: Any,
+        null: Mapping[str, float],
+        alternative: Mapping[str, float] | None = None,
+        *,
+        seed: int = 0,
+        allow_identical: bool = False,
+    ) -> hypotheses.Comparison:
+        """S(alternative) − S(null) with its likelihood-ratio p-value; see :func:`engine.hypotheses.compare`."""
+        return hypotheses.compare(self.evidence(data, allow_identical=allow_identical), null, alternative, seed=seed)
+
+    def probabilities(
+        self,
+        data: Any,
+        points: Any = None,
+        weights: Sequence[float] | Tensor | None = None,
+        *,
+        allow_identical: bool = False,
+    ) -> dict[Any, float]:
+        """Posterior probabilities of a discrete θ or of given points; see :func:`engine.hypotheses.probabilities`."""
+        return hypotheses.probabilities(self.evidence(data, allow_identical=allow_identical), points, weights)
+
+    def _provenance(self, evidence: Evidence) -> dict[str, Any]:
+        return {
+            "digest": self.digest,
+            "data": evidence.observations.hash,
+            "plugins": {name: self.plugins[name].content for name in evidence.names},
+            "left_out": [name for name in self.plugins if name not in evidence.names],
+            "versions": versions(),
+        }
+
+    def __repr__(self) -> str:
+        return f"Registry({str(self.path)!r}, parameters={list(self.parameters.names)}, plugins={list(self.plugins)})"
+
+
+class _Modalities(Mapping[str, Modality]):
+    """The live plugins by name, each read when it is first asked for."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def __getitem__(self, name: str) -> Modality:
+        return self._registry.modality(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._registry.plugins)
+
+    def __len__(self) -> int:
+        return len(self._registry.plugins)
+
+
+def _names(names: Names) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)

@@ -1,0 +1,180 @@
+r"""Text that people write for the command line: parameters, a plugin to append, data to score.
+
+A parameter is one line, ``H0 [km/s/Mpc] = Uniform(40, 100)``. A plugin is a TOML file::
+
+    factory = "modalities:PoissonCounts"     # or the name of an installed entry point
+    [configuration]
+    signal = [5.0, 9.0]
+    background = { file = "background.npy" } # .npy, .csv or .txt, beside the TOML file
+    [observations]                           # optional: the plugin's own data, (N, *event_shape)
+    x = [[57, 49]]
+    [[parameter]]                            # optional: parameters it brings along
+    name = "mu"
+    prior = { distribution = "Uniform", low = 0.0, high = 10.0 }
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributions as td
+
+from engine.errors import EvidenceError, ModalityError, ParameterError, RegistryError
+from engine.factories import resolve
+from engine.modality import Modality
+from engine.parameters import Parameter
+from engine.plugin import describe, read_observations, read_plugin
+from engine.priors import FAMILIES
+
+__all__ = ["PluginSpecification", "parse_parameter", "read_data", "read_parameters", "read_specification"]
+
+_LINE = re.compile(r"\s*(?P<name>[^\s\[\]=]+(?:\[\w+\])?)\s*(?:\[(?P<unit>[^\[\]]*)\]\s*)?(?:=\s*(?P<family>\w+)\s*\((?P<arguments>[^()]*)\)\s*)?")
+
+
+@dataclass(frozen=True)
+class PluginSpecification:
+    """A modality to append, with what it brings along."""
+
+    modality: Modality
+    parameters: tuple[Parameter, ...]
+    observations: Any
+
+
+def parse_parameter(text: str) -> Parameter:
+    """One parameter from a line such as ``mu = Uniform(0, 10)`` or ``H0 [km/s/Mpc] = Normal(70, 10)``.
+
+    Raises:
+        ParameterError: showing the form it takes.
+
+    Example:
+        >>> parse_parameter("H0 [km/s/Mpc] = Uniform(40, 100)")
+        Parameter('H0', prior=Uniform(40, 100), unit='km/s/Mpc', bounds=(40, 100))
+    """
+    match = _LINE.fullmatch(text)
+    if match is None:
+        raise ParameterError(f"a parameter is written 'name [unit] = Uniform(low, high)', got {text!r}")
+    family = match["family"]
+    prior = None
+    if family is not None:
+        if family not in FAMILIES:
+            raise ParameterError(f"a prior is one of {', '.join(sorted(FAMILIES))}, got {family!r} in {text!r}")
+        names = FAMILIES[family][0]
+        try:
+            values = [float(v) for v in match["arguments"].split(",")]
+            if len(values) != len(names):
+                raise ParameterError(f"{family} takes ({', '.join(names)}), got ({match['arguments'].strip()}) in {text!r}")
+            prior = getattr(td, family)(*(torch.tensor(v, dtype=torch.float64) for v in values))
+        except ParameterError:
+            raise
+        except ValueError as error:
+            raise ParameterError(f"{family} takes numbers ({', '.join(names)}), got ({match['arguments']}): {error}") from error
+    return Parameter(match["name"], prior=prior, unit=(match["unit"] or "").strip())
+
+
+def _toml(path: Path, limit: int = 2**24) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > limit:
+            raise RegistryError(f"{path} has {path.stat().st_size} bytes; a specification has at most {limit}: put arrays into files")
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
+        raise RegistryError(f"{path} cannot be read as TOML: {error or type(error).__name__}") from error
+
+
+def read_parameters(path: Path) -> list[Parameter]:
+    """The ``[[parameter]]`` blocks of a TOML file."""
+    blocks = _toml(path).get("parameter", [])
+    if not isinstance(blocks, list) or not all(isinstance(b, dict) for b in blocks):
+        raise ParameterError(f"{path}: parameters are written as [[parameter]] blocks")
+    return [Parameter.from_toml(block) for block in blocks]
+
+
+def read_specification(path: Path, *, trust: bool = False) -> PluginSpecification:
+    """A plugin from a TOML file, or from another workspace's plugin folder.
+
+    Raises:
+        RegistryError: for a file that cannot be read or has unknown fields.
+        ModalityError: when the configuration does not build the modality.
+        UntrustedError: when it names code that no installed package declares.
+    """
+    if path.is_dir():
+        declared = describe(path).declared
+        return PluginSpecification(read_plugin(path, trust=trust), tuple(declared), read_observations(path))
+    table = _toml(path)
+    if unknown := set(table) - {"factory", "configuration", "observations", "parameter"}:
+        raise RegistryError(f"{path} has unknown fields {sorted(unknown)}; it takes factory, configuration, observations, parameter")
+    if not isinstance(table.get("factory"), str):
+        raise RegistryError(f"{path} needs factory = \"package.module:Class\", got {table.get('factory')!r}")
+    factory: Callable[..., Any] = resolve(table["factory"], "modality", trust=trust)
+    configuration = {name: _value(value, path.parent, trust) for name, value in table.get("configuration", {}).items()}
+    try:
+        modality = factory(**configuration)
+    except EvidenceError:
+        raise
+    except Exception as error:
+        raise ModalityError(f"{table['factory']} cannot be built from the configuration in {path}: {error}") from error
+    x = table.get("observations", {}).get("x")
+    observations = None if x is None else _value(x, path.parent, trust)
+    return PluginSpecification(modality, tuple(Parameter.from_toml(b) for b in table.get("parameter", [])), observations)
+
+
+def _value(value: Any, folder: Path, trust: bool) -> Any:
+    if isinstance(value, Mapping):
+        if set(value) == {"file"}:
+            return torch.from_numpy(_array(folder / str(value["file"])))
+        if set(value) == {"function"}:
+            return resolve(str(value["function"]), "function", trust=trust)
+        return {k: _value(v, folder, trust) for k, v in value.items()}
+    if isinstance(value, list) and _numeric(value):
+        try:
+            return torch.tensor(value, dtype=torch.float64)
+        except ValueError as error:
+            raise ModalityError(f"a list of numbers must be rectangular: {error}") from error
+    return [_value(v, folder, trust) for v in value] if isinstance(value, list) else value
+
+
+def _numeric(value: Any) -> bool:
+    if isinstance(value, list):
+        return len(value) > 0 and all(_numeric(v) for v in value)
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, allow_pickle=False).astype(np.float64)
+        return np.loadtxt(path, delimiter="," if path.suffix == ".csv" else None, ndmin=1)
+    except (OSError, ValueError) as error:
+        raise RegistryError(f"{path} cannot be read as an array of numbers: {error}") from error
+
+
+def read_data(path: Path) -> Any:
+    """Observations by plugin name, from a zarr group, an ``.npz`` file or a TOML file of nested lists.
+
+    Raises:
+        RegistryError: for anything else, or a file that cannot be read.
+    """
+    if not path.exists():
+        raise RegistryError(f"no data at {path}; give a zarr group, an .npz file or a .toml file")
+    if path.is_dir():
+        import zarr
+
+        try:
+            return dict(zarr.open_group(path, mode="r").members())
+        except Exception as error:
+            raise RegistryError(f"{path} cannot be read as a zarr group: {error}") from error
+    if path.suffix == ".npz":
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except (OSError, ValueError) as error:
+            raise RegistryError(f"{path} cannot be read: {error}; object arrays are not, because they hold code") from error
+    if path.suffix == ".toml":
+        return {name: _value(value, path.parent, False) for name, value in _toml(path).items()}
+    raise RegistryError(f"data is a zarr group, an .npz file or a .toml file, got {path}")
