@@ -101,7 +101,9 @@ def main() -> None:
                 rows.append((name, {M: value}))
     print(f"{'µs per plugin and θ':34s}" + "".join(f"{f'M = {M}':>12s}" for M in (10, 100, 1000)))
     for name, row in rows:
-        print(f"{name:34s}" + "".join(f"{'—' if row[M] is None else format(row[M], '.4f'):>12s}" for M in (10, 100, 1000)))
+        print(
+            f"{name:34s}" + "".join(f"{'—' if row[M] is None else format(row[M], '.4f'):>12s}" for M in (10, 100, 1000))
+        )
 
 
 if __name__ == "__main__":

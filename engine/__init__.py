@@ -12,14 +12,18 @@ from engine.errors import (
     UnknownPluginError,
     UntrustedError,
 )
-from engine.estimate import Estimate, ParameterEstimate, Status, estimate
+from engine.estimate import estimate
 from engine.evidence import Contribution, Derivatives, Evidence
+from engine.hypotheses import Comparison
 from engine.modality import Modality
 from engine.observations import Observations
 from engine.parameters import Parameter, ParameterSpace
+from engine.registry import Registry
+from engine.result import Estimate, ParameterEstimate, Status
 from engine.uncertainty import Covariance, Interval
 
 __all__ = [
+    "Comparison",
     "ContractError",
     "Contribution",
     "Covariance",
@@ -37,6 +41,7 @@ __all__ = [
     "ParameterError",
     "ParameterEstimate",
     "ParameterSpace",
+    "Registry",
     "RegistryError",
     "Status",
     "TamperedError",

@@ -103,7 +103,9 @@ def write_arrays(path: str | Path, arrays: Mapping[str, Tensor | np.ndarray]) ->
             compressors=None,
             filters=None,
             fill_value=value.dtype.type(0),
-            config={"write_empty_chunks": True},  # else a chunk of zeros is left out, and cannot be told from a lost one
+            config={
+                "write_empty_chunks": True
+            },  # else a chunk of zeros is left out, and cannot be told from a lost one
         )
         if value.size:
             array[...] = value
@@ -111,9 +113,11 @@ def write_arrays(path: str | Path, arrays: Mapping[str, Tensor | np.ndarray]) ->
 
 def _numpy(key: str, value: Tensor | np.ndarray) -> np.ndarray:
     if isinstance(value, Tensor):
-        if value.dtype not in DTYPES.values() or value.layout != torch.strided or value.is_quantized or value.is_meta:
+        if value.dtype not in DTYPES.values() or value.layout != torch.strided or value.is_meta:
             described = f"{value.layout} {value.dtype} on {value.device}"
-            raise RegistryError(f"'{key}' must be a dense tensor of one of {', '.join(DTYPES)}, got {described}; convert it first")
+            raise RegistryError(
+                f"'{key}' must be a dense tensor of one of {', '.join(DTYPES)}, got {described}; convert it first"
+            )
         value = value.detach().cpu().resolve_conj().resolve_neg().numpy()
     if value.dtype.name not in DTYPES:
         raise RegistryError(f"'{key}' must hold one of {', '.join(DTYPES)}, got {value.dtype}; convert it first")
@@ -140,7 +144,9 @@ def array_headers(path: str | Path) -> dict[str, ArrayHeader]:
         folder = name.removesuffix("zarr.json")
         if header.get("node_type") == "group":
             if header != _GROUP:
-                raise RegistryError(f"{root / name}: a group's header must be {_GROUP}, got other fields; restore it from a copy")
+                raise RegistryError(
+                    f"{root / name}: a group's header must be {_GROUP}, got other fields; restore it from a copy"
+                )
             continue
         array, chunks, nbytes = _array_header(header, root / name)
         key = folder.removesuffix("/")
@@ -184,9 +190,14 @@ def _array_header(header: dict[str, Any], path: Path) -> tuple[ArrayHeader, int,
             raise RegistryError(f"{path}: {rule}; restore it from a copy")
 
     fields = {k for k in header if not (k == "dimension_names" and header[k] is None)}
-    need(fields == _ARRAY_FIELDS, f"an array's header must have the fields {sorted(_ARRAY_FIELDS)}, got {sorted(fields)[:20]}")
+    need(
+        fields == _ARRAY_FIELDS,
+        f"an array's header must have the fields {sorted(_ARRAY_FIELDS)}, got {sorted(fields)[:20]}",
+    )
     need(header["node_type"] == "array", f"node_type must be 'array' or 'group', got {header['node_type']!r:.50}")
-    need(header["attributes"] == {} and header["storage_transformers"] == [], "attributes and transformers must be empty")
+    need(
+        header["attributes"] == {} and header["storage_transformers"] == [], "attributes and transformers must be empty"
+    )
     name = header["data_type"]
     need(isinstance(name, str) and name in DTYPES, f"data_type must be one of {', '.join(DTYPES)}, got {name!r:.50}")
     dtype = DTYPES[name]

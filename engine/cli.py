@@ -5,6 +5,7 @@ Exit status 0 means an answer that can be trusted, 1 a fit that cannot, 2 wrong 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -79,7 +80,8 @@ def _open(workspace: Path, trust: bool = False) -> Registry:
 def init(
     path: Annotated[Path, typer.Argument(help="The new workspace's folder.")] = Path("."),
     parameter: Annotated[
-        list[str] | None, typer.Option("--parameter", "-p", help="Such as 'H0 [km/s/Mpc] = Uniform(40, 100)'; repeat it.")
+        list[str] | None,
+        typer.Option("--parameter", "-p", help="Such as 'H0 [km/s/Mpc] = Uniform(40, 100)'; repeat it."),
     ] = None,
     source: Annotated[Path | None, typer.Option("--from", help="A TOML file with [[parameter]] blocks.")] = None,
 ) -> None:
@@ -90,7 +92,9 @@ def init(
     parameters = [parse_parameter(text) for text in parameter or []]
     parameters += read_parameters(source) if source else []
     registry = Registry.create(path, parameters=parameters)
-    print(f"{registry.path / 'registry.toml'}: {len(registry.parameters)} parameters; append plugins with: evidence append NAME SPEC.toml")
+    print(
+        f"{registry.path / 'registry.toml'}: {len(registry.parameters)} parameters; append plugins with: evidence append NAME SPEC.toml"
+    )
 
 
 @app.command("list")
@@ -119,7 +123,9 @@ def list_(workspace: Workspace = Path("."), as_json: AsJson = False) -> None:
         plugins.add_column(column)
     for e in registry.plugins.values():
         names = ", ".join(e.parameters[:6]) + (f" and {len(e.parameters) - 6} more" if len(e.parameters) > 6 else "")
-        plugins.add_row(escape(e.name), escape(e.factory), escape(names), e.content.removeprefix("sha256:")[:12], e.appended)
+        plugins.add_row(
+            escape(e.name), escape(e.factory), escape(names), e.content.removeprefix("sha256:")[:12], str(e.appended.date())
+        )
     _print(parameters, plugins, f"digest {registry.digest}")
 
 
@@ -130,7 +136,7 @@ def _entry(entry: Any) -> dict[str, Any]:
         "factory": entry.factory,
         "parameters": list(entry.parameters),
         "content": entry.content,
-        "appended": entry.appended,
+        "appended": entry.appended.isoformat(),
         "supersedes": entry.supersedes,
     }
 
@@ -154,32 +160,62 @@ def show(
     x = None if own is None else tuple(own.shape)
     versions = [e for e in registry.history if e.name == name]
     if as_json:
-        _print_json({**_entry(entry), "plugin": info.to_dict(), "observations": list(x) if x else None, "history": len(versions)})
+        _print_json(
+            {
+                **_entry(entry),
+                "plugin": {
+                    "configuration": dict(info.configuration),
+                    "event_shape": list(info.event_shape),
+                    "parameter_units": dict(info.parameter_units),
+                    "versions": dict(info.versions),
+                    "certificate": info.certificate,
+                    "brings_code": info.has_code,
+                },
+                "observations": list(x) if x else None,
+                "history": len(versions),
+            }
+        )
         return
     table = Table.grid(padding=(0, 2))
     rows = {
         "plugin": name,
         "factory": info.factory,
-        "parameters": ", ".join(info.parameters),
+        "parameters": ", ".join(info.parameter_names),
         "event shape": str(tuple(info.event_shape)),
         "observations": f"{x[0]} of its own" if x else "given at query time",
         "content": entry.content,
-        "appended": entry.appended + (f" (version {len(versions)}, supersedes {len(versions) - 1})" if len(versions) > 1 else ""),
-        "brings code": "yes: read code.py before you use --trust" if info.code else "no",
+        "appended": entry.appended.isoformat()
+        + (f" (version {len(versions)}, supersedes {len(versions) - 1})" if len(versions) > 1 else ""),
+        "brings code": "yes: read code.py before you use --trust" if info.has_code else "no",
         "certificate": "none" if not info.certificate else json.dumps(info.certificate),
         "made with": ", ".join(f"{k} {v}" for k, v in info.versions.items()),
-        "configuration": json.dumps(info.to_dict()["configuration"], ensure_ascii=False),
+        "configuration": "\n".join(f"{k} = {_tidy(v)}" for k, v in info.configuration.items()),
     }
     for key, value in rows.items():
         table.add_row(f"[bold]{key}[/]", escape(value))
     _print(table)
 
 
+def _tidy(value: Any) -> str:
+    """A setting as people write it: arrays by where they are, functions and modules by name."""
+    if isinstance(value, dict) and len(value) == 1:
+        (tag, content), *_ = value.items()
+        if tag == "tensor":
+            return f"array {content}"
+        if tag in ("function", "tuple", "mapping") and not isinstance(content, dict):
+            return json.dumps(content, ensure_ascii=False)
+        if isinstance(content, dict) and tag == "mapping":
+            return ", ".join(f"{k}: {_tidy(v)}" for k, v in content.items())
+        if tag == "none":
+            return "None"
+    return json.dumps(value, ensure_ascii=False)
+
+
 @app.command()
 def verify(workspace: Workspace = Path("."), as_json: AsJson = False) -> None:
     """Check every byte of the ledger and of the plugins' folders."""
     registry = _open(workspace)
-    counts = registry.verify()
+    counts = dataclasses.asdict(registry.verify())
     if as_json:
         _print_json({"digest": registry.digest, **counts})
         return
@@ -208,7 +244,8 @@ def append(
 @app.command()
 def estimate(
     data: Annotated[
-        Path | None, typer.Argument(help="Observations by plugin: a zarr group, .npz or .toml; the plugins' own by default.")
+        Path | None,
+        typer.Argument(help="Observations by plugin: a zarr group, .npz or .toml; the plugins' own by default."),
     ] = None,
     workspace: Workspace = Path("."),
     only: Annotated[list[str] | None, typer.Option("--only", help="Use this plugin; repeat it for more.")] = None,
@@ -239,7 +276,13 @@ def estimate(
         combined = fit.to_dict()
         if intervals is not None:
             combined["intervals"] = {
-                n: {"low": _number(i.low), "high": _number(i.high), "level": i.level, "method": i.method, "at_bound": list(i.at_bound)}
+                n: {
+                    "low": _number(i.low),
+                    "high": _number(i.high),
+                    "level": i.level,
+                    "method": i.method,
+                    "at_bound": list(i.at_bound),
+                }
                 for n, i in intervals.items()
             }
         _print_json({"combined": combined, "alone": {name: single.to_dict() for name, single in singles.items()}})

@@ -85,8 +85,9 @@ class _Sum:
             self.total = term
             return
         new = self.total + term
-        larger, smaller = torch.where(self.total.abs() >= term.abs(), self.total, term), torch.where(
-            self.total.abs() >= term.abs(), term, self.total
+        larger, smaller = (
+            torch.where(self.total.abs() >= term.abs(), self.total, term),
+            torch.where(self.total.abs() >= term.abs(), term, self.total),
         )
         lost = torch.where(torch.isfinite(new), (larger - new) + smaller, 0.0)  # −∞ stays −∞
         self.total, self.carried = new, lost if self.carried is None else self.carried + lost

@@ -20,12 +20,16 @@ from torch import nn
 from engine.errors import ModalityError, RegistryError, UntrustedError
 from engine.modality import Modality
 
-__all__ = ["GROUP", "Kind", "reference", "resolve"]
+__all__ = ["GROUP", "KINDS", "find", "reference", "resolve"]
 
 #: The entry point group by which an installed package vouches for its modules.
 GROUP = "scalar_evidence.modalities"
 #: What a name can stand for, and how messages call it.
-Kind = {"modality": "a subclass of engine.Modality", "module": "a subclass of torch.nn.Module", "function": "a function"}
+KINDS = {
+    "modality": "a subclass of engine.Modality",
+    "module": "a subclass of torch.nn.Module",
+    "function": "a function",
+}
 
 _OURS = ("engine", "modalities")
 _NAME = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<path>[^\W\d]\w*(?:\.[^\W\d]\w*)*)")
@@ -48,7 +52,9 @@ def reference(obj: Any) -> str:
     name = getattr(obj, "__name__" if builtin else "__qualname__", None)
     module = getattr(obj, "__module__", None)
     if not isinstance(name, str) or not isinstance(module, str):
-        raise ModalityError(f"a class or function must have a name to be found by, got {obj!r}; define it with class or def")
+        raise ModalityError(
+            f"a class or function must have a name to be found by, got {obj!r}; define it with class or def"
+        )
     if "<" in name:
         raise ModalityError(
             f"a class or function must be defined at the top of an importable module, got {name!r} of {module!r}; "
@@ -65,7 +71,7 @@ def reference(obj: Any) -> str:
     if found is not obj:
         raise ModalityError(
             f"the name '{module}:{name}' must lead back to the object, got {found!r}; "
-            "a decorated or replaced object cannot be written down: wrap it in a class or function at the top of a module"
+            "a decorated or replaced object has no name: wrap it in a class or function of its own"
         )
     return f"{module}:{name}"
 
@@ -99,21 +105,30 @@ def resolve(reference: str, kind: str, trust: bool = False) -> Any:
         reference = _entry_point(reference)
     match = _NAME.fullmatch(reference)
     if match is None or any(part.startswith("__") for part in re.split(r"[.:]", reference)):
-        raise UntrustedError(f"a class or function must be named 'package.module:Name', got {reference!r:.200}; it was not followed")
+        raise UntrustedError(
+            f"a class or function must be named 'package.module:Name', got {reference!r:.200}; it was not followed"
+        )
     module, path = match["module"], match["path"]
     if trust or _vouched(module):
         try:
             found = _walk(importlib.import_module(module), path)
         except Exception as error:  # a module may raise anything while it runs
             raise RegistryError(
-                f"'{reference}' cannot be imported: {type(error).__name__}: {error}; install the package it was written with"
+                f"'{reference}' cannot be imported: {type(error).__name__}: {error}; install the package that has it"
             ) from error
+        if found is None and not trust and "." in path:
+            raise UntrustedError(
+                f"a plugin names '{reference}', but names are followed through classes only, and nobody vouches "
+                "for what lies behind anything else. It was not followed: name the module that defines the object"
+            )
         if found is None:
-            raise RegistryError(f"module '{module}' has no '{path}'; install the version of its package it was written with")
+            raise RegistryError(
+                f"module '{module}' has no '{path}'; install the version of its package it was written with"
+            )
         if not trust and not _belongs(found):
             raise UntrustedError(
-                f"a plugin names '{reference}', which comes from the module {found.__module__!r} and is only passed on by "
-                f"'{module}'; nobody vouches for it. Read what it does and pass trust=True"
+                f"a plugin names '{reference}', which comes from the module {found.__module__!r} and is only "
+                f"passed on by '{module}'; nobody vouches for it. Read what it does and pass trust=True"
             )
     elif kind == "modality" and _is(kind, found := _walk(sys.modules.get(module), path)):
         pass  # the running program imported the module itself
@@ -121,16 +136,29 @@ def resolve(reference: str, kind: str, trust: bool = False) -> Any:
         pass
     else:
         raise UntrustedError(_refusal(reference, module, kind))
+    return find(sys.modules[module], path, kind)
+
+
+def find(module: types.ModuleType, path: str, kind: str) -> Any:
+    """A class or function of a module that runs already. Raises ``RegistryError`` for one of another kind.
+
+    Example:
+        >>> find(nn, "Linear", "module")
+        <class 'torch.nn.modules.linear.Linear'>
+    """
+    found = _walk(module, path)
     if not _is(kind, found):
-        raise RegistryError(f"'{reference}' must be {Kind[kind]}, got {found!r}; the plugin was not built")
+        raise RegistryError(
+            f"'{module.__name__}:{path}' must be {KINDS[kind]}, got {found!r}; the plugin was not built"
+        )
     return found
 
 
 def _refusal(reference: str, module: str, kind: str) -> str:
-    first = f"import '{module}' in your program first, " if kind == "modality" else ""
+    first = f"import '{module}' in your program first, " if kind == "modality" and module not in sys.modules else ""
     return (
-        f"a plugin names '{reference}' as {Kind[kind]}, but nobody vouches for the module '{module}': it is no part of "
-        f"this library, and no installed package declares it in the entry point group '{GROUP}'. It was not imported. "
+        f"a plugin names '{reference}' as {KINDS[kind]}, but nobody vouches for the module '{module}': it is no part "
+        f"of this library, and no installed package declares it in the entry point group '{GROUP}'. It was not imported. "
         f"To load the plugin, {first}declare that entry point in its package, or read its code and pass trust=True"
     )
 
@@ -139,8 +167,8 @@ def _entry_point(name: str) -> str:
     points = list(metadata.entry_points(group=GROUP, name=name))
     if not points:
         raise UntrustedError(
-            f"a class must be named 'package.module:Name' or be an entry point of the group '{GROUP}', got {name!r:.200}; "
-            "install the package that declares it"
+            f"a class must be named 'package.module:Name' or be an entry point of the group '{GROUP}', "
+            f"got {name!r:.200}; install the package that declares it"
         )
     if len({point.value for point in points}) > 1 or not points[0].attr:
         raise RegistryError(

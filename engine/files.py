@@ -29,7 +29,7 @@ __all__ = ["file_hashes", "hash_of_hashes", "inline", "parse_toml", "read_bytes"
 
 _DEEPEST = 32
 _TOKEN = re.compile(r'"""|\'\'\'|"(?:\\.|[^"\\])*+"|\'[^\']*+\'|#.*')
-_DEEP_KEY = re.compile(r"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){%d}" % _DEEPEST)
+_DEEP_KEY = re.compile(rf"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){{{_DEEPEST}}}")
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
@@ -50,7 +50,9 @@ def read_bytes(path: Path, limit: int) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise RegistryError(f"{path} must be a regular file, got a folder or a device; move it away")
         if status.st_size > limit:
-            raise RegistryError(f"{path} must have at most {limit} bytes, got {status.st_size}; it is not what was written")
+            raise RegistryError(
+                f"{path} must have at most {limit} bytes, got {status.st_size}; it is not what was written"
+            )
         return file.read(limit + 1)[:limit]
 
 
@@ -121,7 +123,9 @@ def walk(folder: Path) -> Iterator[tuple[str, Path]]:
     while pending:
         prefix, current = pending.pop()
         if current.is_symlink():
-            raise RegistryError(f"{current} must be a folder of its own, got a symbolic link; replace it with what it points to")
+            raise RegistryError(
+                f"{current} must be a folder of its own, got a symbolic link; replace it with what it points to"
+            )
         with os.scandir(current) as entries:
             for entry in entries:
                 name = prefix + entry.name

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from engine.errors import EstimateError, ModalityError, ParameterError
-from engine.estimate import Estimate, Status, estimate
+from engine.estimate import estimate
 from engine.evidence import Evidence
+from engine.result import Estimate, Status
 
 __all__ = ["Comparison", "compare", "probabilities"]
 
@@ -177,7 +178,9 @@ def probabilities(
         log_prior = (given / given.sum()).log()
     total = evidence.value(theta) + log_prior
     if not bool(torch.isfinite(total).any()):
-        raise EstimateError("the data are impossible under every hypothesis (S = −∞ for all); check data and hypotheses")
+        raise EstimateError(
+            "the data are impossible under every hypothesis (S = −∞ for all); check data and hypotheses"
+        )
     return dict(zip(keys, torch.softmax(total, 0).tolist(), strict=True))
 
 
@@ -201,7 +204,9 @@ def _two_points(evidence: Evidence, null: Tensor, alternative: Tensor, ratio: fl
     change = alternative - null
     d2 = float(change @ information @ change)
     if not d2 > 0:
-        return Comparison(ratio, None, "none", 0, null, alternative, "the two points cannot be told apart by these plugins")
+        return Comparison(
+            ratio, None, "none", 0, null, alternative, "the two points cannot be told apart by these plugins"
+        )
     p = float(scipy.stats.norm.sf((ratio + 0.5 * d2) / math.sqrt(d2)))
     reason = f"two points, normal law under the null with {source} information (d = {math.sqrt(d2):.3g})"
     return Comparison(ratio, p, "normal", 0, null, alternative, reason)

@@ -64,6 +64,7 @@ class Modality(nn.Module):
     _configuration: dict[str, Any] | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Modality:
+        """An empty module that has its configuration recorded already."""
         self = super().__new__(cls)
         try:
             bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
@@ -84,12 +85,16 @@ class Modality(nn.Module):
     def __init__(self, parameter_names: Sequence[str], event_shape: Sequence[int] = ()) -> None:
         super().__init__()
         if isinstance(parameter_names, str):
-            raise ModalityError(f"parameter_names must be a sequence of names, got the text {parameter_names!r}; write ({parameter_names!r},)")
+            raise ModalityError(
+                f"parameter_names must be a sequence of names, got the text {parameter_names!r}; write ({parameter_names!r},)"
+            )
         self.parameter_names = tuple(parameter_names)
         if not all(isinstance(name, str) for name in self.parameter_names):
             raise ModalityError(f"parameter_names must be text, got {self.parameter_names}")
         if not self.parameter_names or len(set(self.parameter_names)) != len(self.parameter_names):
-            raise ModalityError(f"parameter_names must name at least one parameter, each once; got {self.parameter_names}")
+            raise ModalityError(
+                f"parameter_names must name at least one parameter, each once; got {self.parameter_names}"
+            )
         if not all(isinstance(n, int) and n >= 0 for n in event_shape):
             raise ModalityError(f"event_shape must hold sizes >= 0, got {tuple(event_shape)}")
         self.event_shape = torch.Size(event_shape)

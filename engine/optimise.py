@@ -147,7 +147,12 @@ def maximise(
     lower, upper = lower.expand(K, P), upper.expand(K, P)
     theta = torch.minimum(torch.maximum(start, lower), upper).clone()
     at = function(theta)
-    value, score, information, resolution = at.value.clone(), at.score.clone(), at.information.clone(), at.resolution.clone()
+    value, score, information, resolution = (
+        at.value.clone(),
+        at.score.clone(),
+        at.information.clone(),
+        at.resolution.clone(),
+    )
     edm = torch.full((K,), torch.inf, dtype=torch.float64)
     converged = torch.zeros(K, dtype=torch.bool)
     spent = torch.ones(K, dtype=torch.long)
@@ -182,7 +187,11 @@ def maximise(
             new_model = _Model.of(trial, new, lower[live], upper[live], scale)
         gain = new.value - value[live]
         change = (trial - theta[live]) / model.unit
-        curvature = (change[:, None, :] @ (information[live] * model.unit[:, :, None] * model.unit[:, None, :]) @ change[:, :, None])[:, 0, 0]
+        curvature = (
+            change[:, None, :]
+            @ (information[live] * model.unit[:, :, None] * model.unit[:, None, :])
+            @ change[:, :, None]
+        )[:, 0, 0]
         predicted = (score[live] * (trial - theta[live])).sum(-1) - 0.5 * curvature
         noise = 4.0 * (resolution[live] + new.resolution)
         small = predicted.abs() <= noise
@@ -200,7 +209,9 @@ def maximise(
         information[rows], resolution[rows] = new.information[accept], new.resolution[accept]
         model = _Model(
             *(
-                torch.where(accept.reshape(-1, *[1] * (getattr(model, f).dim() - 1)), getattr(new_model, f), getattr(model, f))
+                torch.where(
+                    accept.reshape(-1, *[1] * (getattr(model, f).dim() - 1)), getattr(new_model, f), getattr(model, f)
+                )
                 for f in model.__dataclass_fields__
             )
         )

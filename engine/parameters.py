@@ -53,8 +53,14 @@ class Parameter:
         label: str | None = None,
         bounds: tuple[float, float] | None = None,
     ) -> None:
-        if not isinstance(name, str) or not name or any(c.isspace() or c in "\"'=,;" or not c.isprintable() for c in name):
-            raise ParameterError(f"a parameter's name is text without spaces, quotes, commas, semicolons or '=', got {name!r}")
+        if (
+            not isinstance(name, str)
+            or not name
+            or any(c.isspace() or c in "\"'=,;" or not c.isprintable() for c in name)
+        ):
+            raise ParameterError(
+                f"a parameter's name is text without spaces, quotes, commas, semicolons or '=', got {name!r}"
+            )
         self.name = name
         try:
             self.prior = prior if prior is None or isinstance(prior, Prior) else Prior(prior)
@@ -91,7 +97,11 @@ class Parameter:
             return max(0.5 * (b - a), 1e-300)
         if math.isfinite(low) and math.isfinite(high):
             return 0.34 * (high - low)
-        return max(1.0, *(abs(v) for v in (low, high) if math.isfinite(v))) if self.bounds != (-math.inf, math.inf) else 1.0
+        return (
+            max(1.0, *(abs(v) for v in (low, high) if math.isfinite(v)))
+            if self.bounds != (-math.inf, math.inf)
+            else 1.0
+        )
 
     def log_prior(self, value: Tensor) -> Tensor:
         """The log-density in nats of values (*), truncated to the bounds; 0 inside a flat prior."""
@@ -269,7 +279,9 @@ class ParameterSpace:
             values = [float(values[name]) for name in self.names]
         theta = torch.as_tensor(values, dtype=torch.float64)
         if theta.shape != (len(self),):
-            raise ParameterError(f"θ must have shape ({len(self)},) for {', '.join(self.names)}, got {tuple(theta.shape)}")
+            raise ParameterError(
+                f"θ must have shape ({len(self)},) for {', '.join(self.names)}, got {tuple(theta.shape)}"
+            )
         return theta
 
     def check_theta(self, theta: Tensor) -> Tensor:
@@ -284,7 +296,9 @@ class ParameterSpace:
         theta = theta.to(torch.float64)
         if not bool(torch.isfinite(theta).all()):
             at = (~torch.isfinite(theta)).nonzero()[0].tolist()
-            raise ParameterError(f"θ must be finite, got {theta[tuple(at)].item()} for '{self.names[at[-1]]}' at index {at[:-1]}")
+            raise ParameterError(
+                f"θ must be finite, got {theta[tuple(at)].item()} for '{self.names[at[-1]]}' at index {at[:-1]}"
+            )
         return theta
 
     def log_prior(self, theta: Tensor) -> Tensor:

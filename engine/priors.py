@@ -120,7 +120,9 @@ class Prior:
             edges = np.cumsum(self._log_weights.exp().numpy())
             return np.minimum(np.searchsorted(edges, u), len(edges) - 1).astype(float)
         a, b = self._law.cdf(low), self._law.cdf(high)
-        value = np.clip(self._law.ppf(a + np.asarray(u) * (b - a)), max(low, self.support[0]), min(high, self.support[1]))
+        value = np.clip(
+            self._law.ppf(a + np.asarray(u) * (b - a)), max(low, self.support[0]), min(high, self.support[1])
+        )
         return float(value) if np.ndim(u) == 0 else value
 
     def mass(self, low: float, high: float) -> float:
@@ -148,7 +150,9 @@ class Prior:
                 f"a prior's 'distribution' must be one of {', '.join(sorted([*FAMILIES, 'Categorical']))}, got {family!r}"
             )
         if set(arguments) != set(names):
-            raise ParameterError(f"a {family} prior takes {', '.join(names)}; got {', '.join(sorted(arguments)) or 'nothing'}")
+            raise ParameterError(
+                f"a {family} prior takes {', '.join(names)}; got {', '.join(sorted(arguments)) or 'nothing'}"
+            )
         try:
             tensors = {name: torch.tensor(arguments[name], dtype=torch.float64) for name in names}
             return cls(getattr(td, family)(**tensors))
@@ -162,4 +166,6 @@ class Prior:
         return hash(repr(self.to_toml()))
 
     def __repr__(self) -> str:
-        return f"{self.family}({', '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in self.arguments.values())})"
+        return (
+            f"{self.family}({', '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in self.arguments.values())})"
+        )

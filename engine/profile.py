@@ -116,7 +116,9 @@ def profile_intervals(
         noise = 1e-6 + 16.0 * resolution
         if bool((drop < -noise).any()):
             best = int(drop.argmin())
-            point = ", ".join(f"{n} = {v:.6g}" for n, v in zip(evidence.parameters.names, where[best].tolist(), strict=True))
+            point = ", ".join(
+                f"{n} = {v:.6g}" for n, v in zip(evidence.parameters.names, where[best].tolist(), strict=True)
+            )
             raise EstimateError(
                 f"the profile found a higher maximum than this estimate (by {-float(drop[best]) / 2:.3g} nats) at {point}; "
                 "estimate again with start= that point"
@@ -146,7 +148,9 @@ def profile_intervals(
         live = live[~stop]
     if len(live):
         name = evidence.parameters.names[int(column[live[0]])]
-        raise EstimateError(f"the profile interval of '{name}' was not found in 80 steps; look at registry.log_evidence along it")
+        raise EstimateError(
+            f"the profile interval of '{name}' was not found in 80 steps; look at registry.log_evidence along it"
+        )
     out = []
     for k in range(0, K, 2):
         marks = tuple(mark for mark, i in (("low", k), ("high", k + 1)) if bool(cut[i]))
@@ -162,7 +166,9 @@ def _first_guess(
     push = at.score[0, column].abs()
     variance = covariance.diagonal()[column]
     known = torch.isfinite(variance) & (variance > 0)
-    curvature = torch.where(known, 1.0 / torch.where(known, variance, 1.0), at.information[0].diagonal()[column].clamp_min(0.0))
+    curvature = torch.where(
+        known, 1.0 / torch.where(known, variance, 1.0), at.information[0].diagonal()[column].clamp_min(0.0)
+    )
     # D ≈ 2 |g| δ + J δ² : the first term is there when the maximum sits on a bound
     flat = (push * scale[column] < 1e-12) & (curvature * scale[column] ** 2 < 1e-12)
     safe_push, safe_curvature = torch.where(flat, 0.0, push), torch.where(flat, 1.0, curvature)

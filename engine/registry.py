@@ -7,7 +7,9 @@ A workspace is a folder with ``registry.toml`` (see :mod:`engine.ledger`) and ``
 from __future__ import annotations
 
 import copy
+import platform
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
@@ -17,14 +19,15 @@ import torch
 from torch import Tensor
 
 from engine import hypotheses
-from engine.errors import ObservationError, RegistryError, TamperedError, UnknownPluginError
-from engine.estimate import Estimate, estimate
+from engine.errors import ObservationError, RegistryError, UnknownPluginError
+from engine.estimate import estimate
 from engine.evidence import Evidence
-from engine.ledger import Ledger, PluginEntry
+from engine.ledger import Ledger, PluginEntry, Verification
 from engine.modality import Modality
 from engine.observations import Observations
 from engine.parameters import Parameter, ParameterSpace
-from engine.plugin import content_hash, read_observations, read_plugin, versions, write_plugin
+from engine.plugin import read_observations, read_plugin, write_plugin
+from engine.result import Estimate
 
 __all__ = ["Registry"]
 
@@ -53,6 +56,7 @@ class Registry:
         self._trust = trust
         self._read_only = read_only
         self._live: dict[str, Modality] = {}  # by content, so that a superseded plugin keeps its own
+        self._checked: set[str] = set()
 
     # -- the ledger ---------------------------------------------------------------------------------------
 
@@ -137,7 +141,9 @@ class Registry:
             ObservationError: for data that break a rule, or are another plugin's data.
         """
         if self._read_only:
-            raise RegistryError("this is a view of the past, made by registry.at(): append to Registry.open(path) instead")
+            raise RegistryError(
+                "this is a view of the past, made by registry.at(): append to Registry.open(path) instead"
+            )
         if not isinstance(modality, Modality):
             raise RegistryError(f"a plugin is an engine.Modality, got {type(modality).__name__}; subclass Modality")
         modality = copy.deepcopy(modality).eval()
@@ -158,22 +164,25 @@ class Registry:
     def _try(self, name: str, modality: Modality, parameters: Sequence[Parameter], x: Tensor) -> None:
         """Score the plugin's own data once before anything is written, beside the data already here."""
         others = {n: self.plugins[n] for n in self.observed if n != name}
-        Observations({**{n: self.observed[n] for n in others}, name: x}, {**{n: self.modality(n) for n in others}, name: modality})
+        Observations(
+            {**{n: self.observed[n] for n in others}, name: x},
+            {**{n: self.modality(n) for n in others}, name: modality},
+        )
         space = ParameterSpace.union({"the registry": self.parameters, name: parameters})
         if all(p in space for p in modality.parameter_names) and not any(space.discrete):
             middle = space.quantile(torch.full((len(space),), 0.5, dtype=torch.float64).numpy())
             Evidence(space, {name: modality}, {name: x}).derivatives(middle[None])
 
-    def verify(self) -> dict[str, int]:
+    def verify(self) -> Verification:
         """Check every byte: the chain of seals, and every plugin's folder against its entry.
 
         Returns:
-            How many parameters, plugins and files were checked.
+            How many parameters, plugins, superseded plugins and files were checked.
 
         Raises:
             TamperedError: naming the entry, and the file, that is not what was written.
         """
-        return Ledger.open(self.path).verify() if not self._read_only else self._ledger.verify()
+        return self._ledger.verify()
 
     def at(self, digest: str) -> Registry:
         """The registry as it was when it had this digest (or the start of one), to ask but not to append to.
@@ -204,13 +213,11 @@ class Registry:
         return self.plugins[name]
 
     def _folder(self, entry: PluginEntry) -> Path:
-        folder = self._ledger.folder_of(entry)
-        if (found := content_hash(folder)) != entry.content:
-            raise TamperedError(
-                f"the folder {folder} of plugin '{entry.name}' is not what was registered (content {found}, "
-                f"the ledger has {entry.content}); registry.verify() names the file"
-            )
-        return folder
+        """A plugin's folder, every byte checked against the ledger once for this view."""
+        if entry.content not in self._checked:
+            self._ledger.check(entry)
+            self._checked.add(entry.content)
+        return self._ledger.folder_of(entry)
 
     def folder(self, name: str) -> Path:
         """Where a plugin in force is kept; checked against the ledger. Raises as :meth:`modality`."""
@@ -221,7 +228,7 @@ class Registry:
         """The data that plugins brought along, by name: (N, *event_shape), float64."""
         out: dict[str, Tensor] = {}
         for name, entry in self.plugins.items():
-            if (x := read_observations(self._ledger.folder_of(entry))) is not None:
+            if (x := read_observations(self._folder(entry))) is not None:
                 out[name] = x
         return out
 
@@ -262,13 +269,19 @@ class Registry:
         if not isinstance(data, Mapping):
             import zarr
 
-            data = dict(zarr.open_group(data, mode="r").members()) if isinstance(data, str | PathLike) else dict(data.members())
+            data = (
+                dict(zarr.open_group(data, mode="r").members())
+                if isinstance(data, str | PathLike)
+                else dict(data.members())
+            )
         keep = list(data) if only is None else _names(only)
         drop = [] if without is None else _names(without)
         for name in (*keep, *drop):
             self._entry(name)
             if name not in data:
-                raise ObservationError(f"plugin '{name}' has no data here; there is data for {', '.join(data) or 'none'}")
+                raise ObservationError(
+                    f"plugin '{name}' has no data here; there is data for {', '.join(data) or 'none'}"
+                )
         return {name: x for name, x in data.items() if name in keep and name not in drop}
 
     def log_evidence(self, data: Any, theta: Tensor, *, prior: bool = False) -> Tensor:
@@ -350,7 +363,10 @@ class Registry:
             "data": evidence.observations.hash,
             "plugins": {name: self.plugins[name].content for name in evidence.names},
             "left_out": [name for name in self.plugins if name not in evidence.names],
-            "versions": versions(),
+            "versions": {
+                **{p: metadata.version(p) for p in ("scalar-evidence", "torch", "numpy")},
+                "python": platform.python_version(),
+            },
         }
 
     def __repr__(self) -> str:

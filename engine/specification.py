@@ -35,7 +35,9 @@ from engine.priors import FAMILIES
 
 __all__ = ["PluginSpecification", "parse_parameter", "read_data", "read_parameters", "read_specification"]
 
-_LINE = re.compile(r"\s*(?P<name>[^\s\[\]=]+(?:\[\w+\])?)\s*(?:\[(?P<unit>[^\[\]]*)\]\s*)?(?:=\s*(?P<family>\w+)\s*\((?P<arguments>[^()]*)\)\s*)?")
+_LINE = re.compile(
+    r"\s*(?P<name>[^\s\[\]=]+(?:\[\w+\])?)\s*(?:\[(?P<unit>[^\[\]]*)\]\s*)?(?:=\s*(?P<family>\w+)\s*\((?P<arguments>[^()]*)\)\s*)?"
+)
 
 
 @dataclass(frozen=True)
@@ -69,19 +71,25 @@ def parse_parameter(text: str) -> Parameter:
         try:
             values = [float(v) for v in match["arguments"].split(",")]
             if len(values) != len(names):
-                raise ParameterError(f"{family} takes ({', '.join(names)}), got ({match['arguments'].strip()}) in {text!r}")
+                raise ParameterError(
+                    f"{family} takes ({', '.join(names)}), got ({match['arguments'].strip()}) in {text!r}"
+                )
             prior = getattr(td, family)(*(torch.tensor(v, dtype=torch.float64) for v in values))
         except ParameterError:
             raise
         except ValueError as error:
-            raise ParameterError(f"{family} takes numbers ({', '.join(names)}), got ({match['arguments']}): {error}") from error
+            raise ParameterError(
+                f"{family} takes numbers ({', '.join(names)}), got ({match['arguments']}): {error}"
+            ) from error
     return Parameter(match["name"], prior=prior, unit=(match["unit"] or "").strip())
 
 
 def _toml(path: Path, limit: int = 2**24) -> dict[str, Any]:
     try:
         if path.stat().st_size > limit:
-            raise RegistryError(f"{path} has {path.stat().st_size} bytes; a specification has at most {limit}: put arrays into files")
+            raise RegistryError(
+                f"{path} has {path.stat().st_size} bytes; a specification has at most {limit}: put arrays into files"
+            )
         return tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
         raise RegistryError(f"{path} cannot be read as TOML: {error or type(error).__name__}") from error
@@ -104,13 +112,15 @@ def read_specification(path: Path, *, trust: bool = False) -> PluginSpecificatio
         UntrustedError: when it names code that no installed package declares.
     """
     if path.is_dir():
-        declared = describe(path).declared
+        declared = describe(path).parameters
         return PluginSpecification(read_plugin(path, trust=trust), tuple(declared), read_observations(path))
     table = _toml(path)
     if unknown := set(table) - {"factory", "configuration", "observations", "parameter"}:
-        raise RegistryError(f"{path} has unknown fields {sorted(unknown)}; it takes factory, configuration, observations, parameter")
+        raise RegistryError(
+            f"{path} has unknown fields {sorted(unknown)}; it takes factory, configuration, observations, parameter"
+        )
     if not isinstance(table.get("factory"), str):
-        raise RegistryError(f"{path} needs factory = \"package.module:Class\", got {table.get('factory')!r}")
+        raise RegistryError(f'{path} needs factory = "package.module:Class", got {table.get("factory")!r}')
     factory: Callable[..., Any] = resolve(table["factory"], "modality", trust=trust)
     configuration = {name: _value(value, path.parent, trust) for name, value in table.get("configuration", {}).items()}
     try:
@@ -121,7 +131,9 @@ def read_specification(path: Path, *, trust: bool = False) -> PluginSpecificatio
         raise ModalityError(f"{table['factory']} cannot be built from the configuration in {path}: {error}") from error
     x = table.get("observations", {}).get("x")
     observations = None if x is None else _value(x, path.parent, trust)
-    return PluginSpecification(modality, tuple(Parameter.from_toml(b) for b in table.get("parameter", [])), observations)
+    return PluginSpecification(
+        modality, tuple(Parameter.from_toml(b) for b in table.get("parameter", [])), observations
+    )
 
 
 def _value(value: Any, folder: Path, trust: bool) -> Any:
@@ -174,7 +186,9 @@ def read_data(path: Path) -> Any:
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         except (OSError, ValueError) as error:
-            raise RegistryError(f"{path} cannot be read: {error}; object arrays are not, because they hold code") from error
+            raise RegistryError(
+                f"{path} cannot be read: {error}; object arrays are not, because they hold code"
+            ) from error
     if path.suffix == ".toml":
         return {name: _value(value, path.parent, False) for name, value in _toml(path).items()}
     raise RegistryError(f"data is a zarr group, an .npz file or a .toml file, got {path}")

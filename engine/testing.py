@@ -792,7 +792,8 @@ def _simulated_scores(case: _Case, theta: Tensor, k: int) -> _Draws:
             i = int(bad.nonzero()[0, 0])
             raise ContractError(
                 f"scalar and score must be finite at simulated data, got {s[i].item():g} and "
-                f"{_show(score[i].detach())} at theta[{k}] = {_show(theta)} for draw {start + i}; log_evidence may exclude what simulate draws"
+                f"{_show(score[i].detach())} at theta[{k}] = {_show(theta)} for draw {start + i}; "
+                "log_evidence may exclude what simulate draws"
             )
         hessian = _curvature(score, points)
         score = score.detach()

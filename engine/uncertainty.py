@@ -45,6 +45,7 @@ class Interval(tuple[float, float]):
     at_bound: tuple[str, ...]
 
     def __new__(cls, low: float, high: float, *, level: float, method: str, at_bound: tuple[str, ...] = ()) -> Interval:
+        """The pair (low, high) with what it is."""
         self = super().__new__(cls, (low, high))  # pyright: ignore[reportArgumentType]
         self.low, self.high, self.level, self.method, self.at_bound = low, high, level, method, at_bound
         return self
@@ -104,7 +105,9 @@ def covariance(information: Tensor, fixed: Tensor, floor: Tensor, *, kind: str, 
     return Covariance(matrix, kind, null)
 
 
-def godambe(information: Tensor, variability: Tensor, fixed: Tensor, floor: Tensor, *, rank: float = _RANK) -> Covariance:
+def godambe(
+    information: Tensor, variability: Tensor, fixed: Tensor, floor: Tensor, *, rank: float = _RANK
+) -> Covariance:
     """Godambe's covariance J⁻¹ K J⁻¹ on the free block; arguments as :func:`covariance`, K of shape (P, P)."""
     inverse, null, involved = _inverse(information, fixed, floor, rank)
     matrix = inverse @ variability @ inverse

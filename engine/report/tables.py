@@ -14,12 +14,18 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from engine.estimate import Estimate
+    from engine.result import Estimate
     from engine.uncertainty import Interval
 
 __all__ = ["as_text", "estimate_group", "estimate_text", "rounded", "subsets_table"]
 
-_COLOURS = {"converged": "green", "at_bound": "yellow", "not_identified": "red", "multimodal": "red", "failed": "bold red"}
+_COLOURS = {
+    "converged": "green",
+    "at_bound": "yellow",
+    "not_identified": "red",
+    "multimodal": "red",
+    "failed": "bold red",
+}
 
 
 def rounded(value: float, error: float) -> tuple[str, str]:
@@ -143,7 +149,7 @@ def subsets_table(fits: Mapping[str, Estimate], title: str) -> Table:
 
 
 def _directions(fit: Estimate) -> str:
-    from engine.estimate import direction_text
+    from engine.result import direction_text
 
     return "; ".join(direction_text(d) for d in fit.null_directions)
 

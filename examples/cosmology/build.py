@@ -1,9 +1,7 @@
 """The workspace of this analysis: three probes of one expansion history, each with its own data.
 
 ``python -m examples.cosmology.build [PATH]`` writes ``registry.toml`` and ``plugins/`` at PATH, by default here.
-
-References:
-    | see :mod:`examples.cosmology.tables` and ``supernovae.toml`` for the data
+The data and where they come from are in :mod:`examples.cosmology.tables` and ``supernovae.toml``.
 """
 
 from __future__ import annotations
@@ -17,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Uniform
 
-from engine import Modality, Parameter
+from engine import Modality, Parameter, Registry
 from examples.cosmology.flat_lcdm import bao_ratios, expansion_rate, supernova_magnitudes
 from examples.cosmology.tables import bao_table, chronometer_table
 from modalities import Gaussian
 
-__all__ = ["PRIORS", "bao", "chronometers", "parameters", "probes", "supernovae"]
+__all__ = ["PRIORS", "bao", "build", "chronometers", "parameters", "probes", "supernovae"]
 
 PRIORS: dict[str, dict[str, Any]] = {
     "Om": {"prior": Uniform(0.01, 0.99), "label": r"\Omega_m"},
@@ -37,19 +35,19 @@ def parameters() -> list[Parameter]:
     return [Parameter(name, **settings) for name, settings in PRIORS.items()]
 
 
-def supernovae(z_cmb: Tensor, z_hel: Tensor, covariance: Tensor) -> Gaussian:
+def supernovae(z_cmb: Tensor, z_hel: Tensor, covariance: Tensor) -> Modality:
     """Evidence about (Ω_m, M) from magnitudes at D redshifts, with covariance (D, D)."""
     inputs = {"z_cmb": z_cmb, "z_hel": z_hel}
     return Gaussian(supernova_magnitudes, parameter_names=("Om", "M"), covariance=covariance, inputs=inputs)
 
 
-def bao(z: Tensor, kind: Tensor, covariance: Tensor) -> Gaussian:
+def bao(z: Tensor, kind: Tensor, covariance: Tensor) -> Modality:
     """Evidence about (Ω_m, H0, r_d) from D distance ratios, with covariance (D, D)."""
     inputs = {"z": z, "kind": kind}
     return Gaussian(bao_ratios, parameter_names=("Om", "H0", "rd"), covariance=covariance, inputs=inputs)
 
 
-def chronometers(z: Tensor, sd: Tensor) -> Gaussian:
+def chronometers(z: Tensor, sd: Tensor) -> Modality:
     """Evidence about (Ω_m, H0) from D expansion rates with independent errors (D,)."""
     return Gaussian(expansion_rate, parameter_names=("Om", "H0"), sd=sd, inputs={"z": z})
 
@@ -67,17 +65,20 @@ def probes() -> dict[str, tuple[Modality, Tensor]]:
     }
 
 
-def main(arguments: list[str]) -> None:
-    """Write the workspace, unless there is one already."""
-    from engine import Registry
-
-    path = Path(arguments[0] if arguments else ".")
-    if (path / "registry.toml").exists():
-        raise SystemExit(f"{path / 'registry.toml'} exists and only ever grows: give another PATH, or remove it first")
+def build(path: Path) -> Registry:
+    """A new workspace at ``path`` with the three probes. Raises RegistryError where there is one already."""
     registry = Registry.create(path, parameters=parameters())
     for name, (modality, observations) in probes().items():
         registry.append(name, modality, observations=observations)
-    print(registry.estimate())
+    return registry
+
+
+def main(arguments: list[str]) -> None:
+    """Write the workspace, unless there is one, and print what it says."""
+    path = Path(arguments[0] if arguments else ".")
+    if (path / "registry.toml").exists():
+        raise SystemExit(f"{path / 'registry.toml'} exists and only ever grows: give another PATH, or remove it first")
+    print(build(path).estimate())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 r"""Compress the binned Pantheon supernovae to magnitudes at a dozen redshifts, with their full covariance.
 
 With :math:`m_\mathrm{fid}` a fiducial model and A linear interpolation in ln z between K nodes, the data are
-:math:`m = m_\mathrm{fid} + A\delta + \epsilon`, :math:`\epsilon \sim \mathcal{N}(0, C)`. Generalised least squares gives
+:math:`m = m_\mathrm{fid} + A\delta + \epsilon` with :math:`\epsilon \sim \mathcal{N}(0, C)`, and generalised least
+squares gives
 
 .. math:: \hat\delta = (A^T C^{-1} A)^{-1} A^T C^{-1} (m - m_\mathrm{fid}), \qquad
     \mathrm{cov}\,\hat\delta = (A^T C^{-1} A)^{-1}
@@ -34,11 +35,7 @@ __all__ = ["PRODUCT", "compress", "fit", "interpolation", "read_pantheon"]
 PRODUCT = Path(__file__).with_name("supernovae.toml")
 SOURCE = Path("../shared/data/cosmology/data")
 REPOSITORY, COMMIT = "https://github.com/dscolnic/Pantheon", "7eb29dc87ba223b4ec8457cd3cccba1216c36fb7"
-# The name in the source repository and the name of the copy read here.
-FILES = {
-    "Binned_data/lcparam_DS17f.txt": "pantheon_binned_lcparam_DS17f.txt",
-    "Binned_data/sys_DS17f.txt": "pantheon_binned_sys_DS17f.txt",
-}
+LIGHT_CURVES, SYSTEMATICS = "Binned_data/lcparam_DS17f.txt", "Binned_data/sys_DS17f.txt"  # paths in the repository
 
 FIDUCIAL = (0.3, 23.8)  # Ω_m and M in mag
 NODES = (0.014, 0.03, 0.06, 0.11, 0.18, 0.27, 0.38, 0.52, 0.70, 0.92, 1.22, 1.6123)
@@ -46,11 +43,18 @@ NODES = (0.014, 0.03, 0.06, 0.11, 0.18, 0.27, 0.38, 0.52, 0.70, 0.92, 1.22, 1.61
 
 def read_pantheon(folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The release of 40 bins: z_cmb, z_hel, magnitudes, each (40,), and covariance (40, 40)."""
-    light_curves, systematics = (folder / name for name in FILES.values())
+    light_curves, systematics = (_find(folder, path) for path in (LIGHT_CURVES, SYSTEMATICS))
     z_cmb, z_hel, magnitude, error = np.loadtxt(light_curves, usecols=(1, 2, 4, 5)).T
     size, *entries = np.loadtxt(systematics)
     covariance = np.diag(error**2) + np.reshape(entries, (int(size), int(size)))
     return torch.tensor(z_cmb), torch.tensor(z_hel), torch.tensor(magnitude), torch.tensor(covariance)
+
+
+def _find(folder: Path, path: str) -> Path:
+    found = sorted(folder.glob(f"*{Path(path).name}"))  # a copy may have something before the name
+    if not found:
+        raise FileNotFoundError(f"no {Path(path).name} in {folder}; get {path} from {REPOSITORY} at {COMMIT}")
+    return found[0]
 
 
 def interpolation(z: Tensor, nodes: Tensor) -> Tensor:
@@ -87,10 +91,10 @@ def fit(z_cmb: Tensor, z_hel: Tensor, magnitude: Tensor, covariance: Tensor) -> 
 
 def _write(folder: Path, product: tuple[Tensor, Tensor, Tensor]) -> None:
     nodes, magnitude, covariance = (t.tolist() for t in product)
-    hashes = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES.values()]
+    hashes = {p: hashlib.sha256(_find(folder, p).read_bytes()).hexdigest() for p in (LIGHT_CURVES, SYSTEMATICS)}
     lines = [
-        "# Magnitudes of standardised supernovae at a dozen redshifts: the 40 bins of Pantheon, compressed by",
-        "# examples/cosmology/compress_supernovae.py. z is both z_cmb and z_hel; magnitudes in mag, covariance in mag^2.",
+        "# Magnitudes (mag) of standardised supernovae at a dozen redshifts z = z_cmb = z_hel, covariance in mag^2:",
+        "# the 40 bins of the Pantheon release, compressed by examples/cosmology/compress_supernovae.py.",
         f"z = {nodes}",
         f"magnitude = [{', '.join(f'{m:.9f}' for m in magnitude)}]",
         "covariance = [",
@@ -106,7 +110,7 @@ def _write(folder: Path, product: tuple[Tensor, Tensor, Tensor]) -> None:
         f"fiducial = {{ Om = {FIDUCIAL[0]}, M = {FIDUCIAL[1]} }}",
         "",
         "[provenance.sha256]",
-        *(f'"{path}" = "{digest}"' for path, digest in zip(FILES, hashes, strict=True)),
+        *(f'"{path}" = "{digest}"' for path, digest in hashes.items()),
     ]
     PRODUCT.write_text("\n".join(lines) + "\n")
 

@@ -1,7 +1,8 @@
 r"""Figure: what each probe, and their sum, say about Ω_m and H0.
 
-``python -m examples.cosmology.contours [OUT.png]`` draws where the profile likelihood, with r_d and M free inside
-their bounds, has :math:`D = 2\,[S(\hat\theta) - \max_{r_d, M} S] \le \chi^2_2` (68 %, 95 %); default docs/cosmology.png.
+``python -m examples.cosmology.contours [OUT.png]`` (default docs/cosmology.png) draws where the profile likelihood,
+with r_d and M free inside their bounds, has :math:`D = 2\,[S(\hat\theta) - \max_{r_d, M} S]` below the 68 % and the
+95 % point of :math:`\chi^2_2`.
 
 References:
     | Okabe and Ito (2008), colours that everybody can tell apart, https://jfly.uni-koeln.de/color/
@@ -12,29 +13,34 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import matplotlib
+import numpy as np
 import scipy.stats
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from scipy.interpolate import RectBivariateSpline
 from torch import Tensor
 
-from engine import Estimate, Evidence, ParameterSpace, estimate
+from engine import Estimate, Evidence, estimate
 from engine.optimise import maximise
-from examples.cosmology.build import parameters, probes
+from examples.cosmology.build import build
 
 __all__ = ["draw", "profile"]
 
 LEVELS = tuple(float(scipy.stats.chi2.ppf(p, 2)) for p in (0.68, 0.95))
-WINDOW = {"Om": (0.15, 0.50), "H0": (58.0, 81.0)}
-#: Probe -> colour, label, where the label stands and what it points at, in (Ω_m, H0).
+WINDOW = {"Om": (0.15, 0.52), "H0": (58.0, 80.0)}
+BLACK = "#1A1A1A"
+#: Probe -> colour, label, its place and what it points at, in (Ω_m, H0). Later ones lie on top.
 STYLE = {
-    "supernovae": ("#0072B2", "Supernovae\n(Pantheon)", (0.195, 79.0), (0.2525, 77.6)),
-    "bao": ("#E69F00", "Baryon acoustic oscillations\n(DESI DR1)", (0.375, 79.0), (0.3215, 77.6)),
-    "chronometers": ("#009E73", "Cosmic chronometers", (0.435, 69.5), (0.410, 66.2)),
+    "supernovae": ("#0072B2", "Supernovae\n(Pantheon)", (0.193, 78.2), (0.2545, 78.2)),
+    "bao": ("#E69F00", "Baryon acoustic oscillations\n(DESI DR1)", (0.442, 78.2), (0.3235, 78.2)),
+    "chronometers": ("#009E73", "Cosmic chronometers", (0.452, 69.3), (0.382, 66.9)),
 }
+Point = tuple[float, float]
 
 
 def profile(evidence: Evidence, best: Estimate, held: Mapping[str, Tensor], rows: int = 1024) -> Tensor:
@@ -60,70 +66,82 @@ def profile(evidence: Evidence, best: Estimate, held: Mapping[str, Tensor], rows
     return 2.0 * (best.log_evidence - value)
 
 
-def draw(sums: Mapping[str, Evidence], points: int = 81) -> Figure:
+def draw(sums: Mapping[str, Evidence], points: int = 49) -> Figure:
     """The figure, from the evidence of each probe and, under ``"all"``, of their sum."""
     matter, hubble = (torch.linspace(*WINDOW[name], points, dtype=torch.float64) for name in ("Om", "H0"))
-    plane = torch.cartesian_prod(hubble, matter)
+    plane = torch.cartesian_prod(matter, hubble)
     fits = {name: estimate(evidence) for name, evidence in sums.items()}
-    held = {"H0": plane[:, 0], "Om": plane[:, 1]}
-    drops = {name: profile(sums[name], fit, held).reshape(points, points) for name, fit in fits.items()}
-    with matplotlib.rc_context({"font.size": 10, "axes.linewidth": 0.8, "mathtext.fontset": "dejavusans"}):
-        figure = Figure(figsize=(6.4, 4.5), dpi=300, layout="constrained")
+    held = {"Om": plane[:, 0], "H0": plane[:, 1]}
+    smooth = {
+        name: RectBivariateSpline(matter, hubble, profile(sums[name], fit, held).reshape(points, points))
+        for name, fit in fits.items()
+    }
+    with matplotlib.rc_context({"font.size": 10, "axes.linewidth": 0.8}):
+        figure = Figure(figsize=(6.4, 4.8), dpi=280, layout="constrained")
         axes = figure.add_subplot()
-        for name, (colour, label, text_at, target) in STYLE.items():
-            _region(axes, matter, hubble, drops[name], colour, 0.85 if name == "chronometers" else 0.8)
-            arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.9, "shrinkA": 2, "shrinkB": 0}
-            axes.annotate(label, target, text_at, color=_darker(colour), ha="center", va="center", arrowprops=arrow)
-        _region(axes, matter, hubble, drops["all"], "#111111", 1.0)
-        best = fits["all"]
-        _decorate(axes, best)
+        for layer, (name, (colour, label, place, target)) in enumerate(STYLE.items()):
+            _region(axes, smooth[name], colour, layer)
+            _label(axes, label, place, target, _mixed(colour, "black", 0.3))
+        _region(axes, smooth["all"], BLACK, len(STYLE))
+        _result(axes, fits["all"])
+        _frame(axes, fits["chronometers"]["H0"].error, fits["all"]["H0"].error)
     return figure
 
 
-def _region(axes: Axes, matter: Tensor, hubble: Tensor, drop: Tensor, colour: str, strength: float) -> None:
-    x, y, z = matter.numpy(), hubble.numpy(), drop.numpy()
-    for low, high, alpha in ((-1.0, LEVELS[0], 0.45), (LEVELS[0], LEVELS[1], 0.18)):
-        axes.contourf(x, y, z, [low, high], colors=[colour], alpha=alpha * strength)
-    axes.contour(x, y, z, LEVELS, colors=[colour], linewidths=[1.1, 0.8])
+def _region(axes: Axes, drop: RectBivariateSpline, colour: str, layer: int) -> None:
+    x, y = (np.linspace(*WINDOW[name], 400) for name in ("Om", "H0"))
+    D = drop(x, y).T
+    tints = [_mixed(colour, "white", 0.45), _mixed(colour, "white", 0.78)]
+    axes.contourf(x, y, D, [-1.0, *LEVELS], colors=tints, alpha=0.88, zorder=1.0 + 0.1 * layer)
+    above = max(1.15, 1.05 + 0.1 * layer)  # the outlines of both bands lie over both
+    axes.contour(x, y, D, LEVELS, colors=[colour], linewidths=1.0, zorder=above)
 
 
-def _darker(colour: str) -> tuple[float, ...]:
-    return tuple(0.75 * c for c in to_rgb(colour))
+def _mixed(colour: str, other: str, share: float) -> tuple[float, ...]:
+    return tuple((1 - share) * a + share * b for a, b in zip(to_rgb(colour), to_rgb(other), strict=True))
 
 
-def _decorate(axes: Axes, best: Estimate) -> None:
+def _label(axes: Axes, text: str, place: Point, target: Point, colour: str | tuple[float, ...]) -> None:
+    """Text centred on ``place``, with a line from whichever of its sides is nearer to ``target``."""
+    side = (0.0, 0.5) if target[0] < place[0] else (1.0, 0.5)
+    line = {"arrowstyle": "-", "color": colour, "linewidth": 0.9, "shrinkA": 1, "shrinkB": 0, "relpos": side}
+    axes.annotate(text, target, place, color=colour, ha="center", va="center", linespacing=1.3, arrowprops=line)
+
+
+def _result(axes: Axes, best: Estimate) -> None:
     matter, hubble = best["Om"], best["H0"]
-    axes.plot([matter.value], [hubble.value], marker="+", color="white", markersize=7, markeredgewidth=1.4)
-    result = (
+    text = (
+        "Sum of the three\n"
         rf"$\Omega_m = {matter.value:.3f} \pm {matter.error:.3f}$"
         "\n"
         rf"$H_0 = {hubble.value:.1f} \pm {hubble.error:.1f}$ km s$^{{-1}}$ Mpc$^{{-1}}$"
     )
-    axes.annotate(
-        "All three\n" + result,
-        (matter.value, hubble.value),
-        (0.425, 74.3),
-        ha="center",
-        va="center",
-        arrowprops={"arrowstyle": "-", "color": "#111111", "linewidth": 0.9, "shrinkB": 4},
-    )
-    axes.set_xlim(*WINDOW["Om"])
-    axes.set_ylim(*WINDOW["H0"])
-    axes.set_xlabel(r"Matter density today  $\Omega_m$")
+    _label(axes, text, (0.442, 73.4), (matter.value + 1.15 * matter.error, hubble.value + 0.8 * hubble.error), BLACK)
+    axes.plot([matter.value], [hubble.value], "+", color="white", markersize=7, markeredgewidth=1.3)
+
+
+def _frame(axes: Axes, before: float, after: float) -> None:
+    axes.set(xlim=WINDOW["Om"], ylim=WINDOW["H0"], yticks=range(60, 81, 5))
+    axes.set_xlabel(r"Matter density  $\Omega_m$")
     axes.set_ylabel(r"Hubble constant  $H_0$  [km s$^{-1}$ Mpc$^{-1}$]")
+    axes.set_title(
+        "Supernovae and BAO alone say nothing about $H_0$; added to chronometers,\n"
+        rf"they narrow its error from {before:.1f} to {after:.1f} km s$^{{-1}}$ Mpc$^{{-1}}$.",
+        loc="left",
+        fontsize=10,
+        linespacing=1.3,
+    )
+    axes.text(0.513, 58.8, "68 % and 95 % regions", color="#555555", fontsize=9, ha="right")
     axes.tick_params(direction="in", top=True, right=True)
 
 
 def main(arguments: list[str]) -> None:
     """Draw the figure and save it."""
     path = Path(arguments[0] if arguments else "docs/cosmology.png")
-    space = ParameterSpace(parameters())
-    everything = probes()
-    chosen = {**{name: [name] for name in everything}, "all": list(everything)}
-    sums = {
-        key: Evidence(space, {n: everything[n][0] for n in names}, {n: everything[n][1] for n in names})
-        for key, names in chosen.items()
-    }
+    with TemporaryDirectory() as folder:
+        registry = build(Path(folder) / "workspace")
+        sums = {name: registry.evidence(only=name) for name in registry.plugins}
+        sums["all"] = registry.evidence()
     draw(sums).savefig(path)
     print(path)
 

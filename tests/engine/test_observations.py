@@ -29,7 +29,14 @@ def modalities():
 def test_tensors_arrays_lists_and_zarr_are_the_same_data(modalities, tmp_path):
     values = [[57.0, 49.0], [51.0, 44.0]]
     store = zarr.create_array(str(tmp_path / "x.zarr"), data=np.array(values, dtype="f4"), chunks=(1, 2))
-    kinds = [values, np.array(values), np.array(values, dtype="i4"), torch.tensor(values), torch.tensor(values).long(), store]
+    kinds = [
+        values,
+        np.array(values),
+        np.array(values, dtype="i4"),
+        torch.tensor(values),
+        torch.tensor(values).long(),
+        store,
+    ]
     hashes = {Observations({"tracker": x}, modalities).hash for x in kinds}
     assert len(hashes) == 1
     group = zarr.open_group(str(tmp_path / "g.zarr"), mode="w")
@@ -58,7 +65,10 @@ def test_blocks_depend_on_the_event_shape_alone_and_cover_everything(modalities)
     [
         ({"tracker": [[57.0, math.nan]]}, ["finite", "nan", "observation 0", "entry [1]", "'tracker'", "'x'"]),
         ({"tracker": [[57.0, 1.0], [math.inf, 1.0]]}, ["inf", "observation 1", "entry [0]"]),
-        ({"tracker": [[1, 1]] * 5000 + [[4, -3]]}, ["counts must be >= 0", "-3", "observation 5000", "entry [1]", "Gaussian"]),
+        (
+            {"tracker": [[1, 1]] * 5000 + [[4, -3]]},
+            ["counts must be >= 0", "-3", "observation 5000", "entry [1]", "Gaussian"],
+        ),
         ({"tracker": [57.0, 49.0]}, ["(N, 2", "(2,)", "x[None]"]),
         ({"tracker": [[57.0]]}, ["(N, 2", "(1, 1)", "event_shape"]),
         ({"tracker": np.zeros((0, 2))}, ["0 observations", "'tracker'"]),

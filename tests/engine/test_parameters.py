@@ -54,7 +54,9 @@ def test_a_truncated_prior_is_normalised_again(family):
     prior, law = PRIORS[family]
     low, high = (float(v) for v in law.ppf([0.2, 0.7]))
     parameter = Parameter("a", prior, bounds=(low, high))
-    total, _ = scipy.integrate.quad(lambda v: math.exp(float(parameter.log_prior(torch.tensor(v, dtype=torch.float64)))), low, high)
+    total, _ = scipy.integrate.quad(
+        lambda v: math.exp(float(parameter.log_prior(torch.tensor(v, dtype=torch.float64)))), low, high
+    )
     assert total == pytest.approx(1.0, abs=1e-6)
     assert float(parameter.log_prior(torch.tensor(high + 0.1 * (high - low), dtype=torch.float64))) == -math.inf
 
@@ -150,7 +152,10 @@ def test_plugins_that_disagree_about_a_parameter_are_refused_by_name(left, right
         (lambda: ParameterSpace([Parameter("a")]).check_theta(torch.zeros(3, 2)), r"(\*, 1)"),
         (lambda: Parameter.from_toml({"name": "a", "prior": {"distribution": "os.system"}}), "os.system"),
         (lambda: Parameter.from_toml({"name": "a", "prior": {"distribution": "Normal", "loc": 0.0}}), "loc, scale"),
-        (lambda: Parameter.from_toml({"name": "a", "prior": {"distribution": "Normal", "loc": 0.0, "scale": -1.0}}), "scale"),
+        (
+            lambda: Parameter.from_toml({"name": "a", "prior": {"distribution": "Normal", "loc": 0.0, "scale": -1.0}}),
+            "scale",
+        ),
         (lambda: Parameter.from_toml({"name": "a", "bounds": ["x", 1]}), "bounds"),
         (lambda: Parameter.from_toml({"name": "a", "colour": "red"}), "colour"),
     ],

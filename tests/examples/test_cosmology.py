@@ -13,9 +13,10 @@ import scipy.integrate
 import torch
 from torch import Tensor
 
-from engine import Estimate, Evidence, Parameter, ParameterSpace, estimate
+from engine import Estimate, Evidence, Parameter, ParameterSpace, Registry, estimate
 from engine.uncertainty import covariance
 from examples.cosmology import build, compress_supernovae, tables
+from examples.cosmology.contours import profile
 from examples.cosmology.flat_lcdm import (
     SPEED_OF_LIGHT,
     bao_ratios,
@@ -224,12 +225,34 @@ FULL_RELEASE = {
 }
 
 
-def test_compressed_supernovae_lead_to_the_answer_of_the_full_release() -> None:
-    fit = estimate(evidence_of({k: (m, x[0]) for k, (m, x) in build.probes().items()}, ParameterSpace(build.parameters())))
+def test_the_workspace_with_compressed_supernovae_gives_the_answer_of_the_full_release(tmp_path: Path) -> None:
+    build.build(tmp_path / "workspace")
+    fit = Registry.open(tmp_path / "workspace").estimate()
     assert fit.status == "converged"
+    assert list(fit.contributions) == ["bao", "chronometers", "supernovae"]
     for p, (value, error) in FULL_RELEASE.items():
         assert fit[p].value == pytest.approx(value, abs=0.1 * error)
         assert fit[p].error == pytest.approx(error, rel=0.02)
+
+
+def test_building_refuses_to_touch_a_workspace_that_exists(tmp_path: Path) -> None:
+    build.main([str(tmp_path)])
+    before = (tmp_path / "registry.toml").read_bytes()
+    with pytest.raises(SystemExit, match="only ever grows"):
+        build.main([str(tmp_path)])
+    assert (tmp_path / "registry.toml").read_bytes() == before
+
+
+def test_the_profile_on_the_plane_is_that_of_the_intervals() -> None:
+    space, probes = ParameterSpace(build.parameters()), build.probes()
+    sums = Evidence(space, {k: m for k, (m, _) in probes.items()}, {k: x for k, (_, x) in probes.items()})
+    fit = estimate(sums)
+    low, high = fit.interval("Om", level=NINETY_FIVE)
+    # the smallest D along H0, at each end of the interval of Om, is the threshold of the interval
+    hubble = fit["H0"].value + torch.linspace(-3.0, 3.0, 121, dtype=torch.float64)
+    matter, hubble = torch.cartesian_prod(double(low, fit["Om"].value, high), hubble).unbind(-1)
+    smallest = profile(sums, fit, {"Om": matter, "H0": hubble}).reshape(3, -1).amin(-1)
+    assert smallest.tolist() == pytest.approx([3.841, 0.0, 3.841], abs=0.001)
 
 
 @needs_shared

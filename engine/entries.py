@@ -1,0 +1,213 @@
+"""The text of a ledger: a fixed header, then blocks of TOML, each sealed with all that lies before it.
+
+A block's last line, its seal, is the SHA-256 of every byte of the file before that line, so a block that was
+edited, removed or moved breaks its own seal or the next one. Reading splits the bytes at the seals, checks
+them, and only then parses one small block after the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from engine.errors import RegistryError, TamperedError
+from engine.files import inline, parse_toml
+from engine.parameters import Parameter
+
+__all__ = ["HEADER", "NAME", "ParameterEntry", "PluginEntry", "block", "digests", "parse"]
+
+HEADER = b"""\
+# The ledger of a scalar-evidence workspace: parameters and plugins in the order in which they were appended.
+# It only grows. Each entry ends with a seal, the SHA-256 of every byte before that line: do not edit by hand.
+format = 1
+"""
+#: What a plugin's name matches; its folder is that name, with ".2" for the second entry of the name, and so on.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+_BLOCK_BYTES = 64 * 2**10
+_HASH = re.compile(r"sha256:[0-9a-f]{64}")
+_SEAL = re.compile(rb'^seal = "(sha256:[0-9a-f]{64})"\n', re.MULTILINE)
+_BLOCK_NAME = re.compile(rb'^name = "([^"\n]{1,100})"$', re.MULTILINE)
+_PLUGIN_FIELDS = {"name", "folder", "content", "parameters", "factory", "appended"}
+
+
+@dataclass(frozen=True)
+class ParameterEntry:
+    """A ``[[parameter]]`` block."""
+
+    parameter: Parameter
+    seal: str
+    #: The line of ``registry.toml`` on which the block opens, from 1.
+    line: int
+
+
+@dataclass(frozen=True)
+class PluginEntry:
+    """A ``[[plugin]]`` block."""
+
+    name: str
+    #: Its folder below ``plugins/``.
+    folder: str
+    #: The SHA-256 of the folder.
+    content: str
+    parameters: tuple[str, ...]
+    factory: str
+    appended: datetime
+    #: The content of the entry that it takes the place of.
+    supersedes: str | None
+    seal: str
+    line: int
+
+
+def digests(entries: Sequence[ParameterEntry | PluginEntry]) -> list[str]:
+    """The digest before the first entry and after each one.
+
+    A digest names the parameters and the plugins in force, whatever the order in which they came.
+
+    Example:
+        >>> a, b = (ParameterEntry(Parameter(name), "", 0) for name in "ab")
+        >>> digests([a, b])[-1] == digests([b, a])[-1]
+        True
+    """
+    declared: dict[str, Any] = {}
+    plugins: dict[str, str] = {}
+    found = [_digest(declared, plugins)]
+    for entry in entries:
+        if isinstance(entry, PluginEntry):
+            plugins[entry.name] = entry.content
+        else:
+            table = entry.parameter.to_toml()
+            del table["label"]  # for figures: two that differ in it alone agree, and the first one stays
+            table["bounds"] = [bound + 0.0 for bound in table["bounds"]]  # -0.0 equals 0.0
+            declared[entry.parameter.name] = table
+        found.append(_digest(declared, plugins))
+    return found
+
+
+def _digest(declared: Mapping[str, Any], plugins: Mapping[str, str]) -> str:
+    text = json.dumps([declared, plugins], sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def block(kind: str, fields: Mapping[str, Any], before: bytes) -> bytes:
+    """A block with its seal, to be added after ``before``."""
+    lines = ["", f"[[{kind}]]", *(inline({key: value})[1:-1] for key, value in fields.items())]
+    body = ("\n".join(lines) + "\n").encode()
+    if len(body) > _BLOCK_BYTES:
+        raise RegistryError(
+            f"an entry must have at most {_BLOCK_BYTES} bytes, got {len(body)} for {kind} '{fields['name']}'"
+        )
+    return body + b'seal = "sha256:%s"\n' % hashlib.sha256(before + body).hexdigest().encode()
+
+
+def parse(data: bytes) -> Iterator[ParameterEntry | PluginEntry]:
+    """The entries of a ledger's bytes; TamperedError naming the first that is not as it was written."""
+    if not data.startswith(HEADER):
+        raise TamperedError(
+            "registry.toml must open with the lines that every ledger opens with; restore it from a copy"
+        )
+    total = hashlib.sha256(HEADER)
+    start, line, seen = len(HEADER), HEADER.count(b"\n") + 1, _Seen()
+    number = 0
+    while start < len(data):
+        number += 1
+        found = _SEAL.search(data, start, start + _BLOCK_BYTES + 100)
+        body = data[start : found.start() if found else start + _BLOCK_BYTES]
+        named = _BLOCK_NAME.search(body)
+        kind = (
+            "plugin"
+            if body.startswith(b"\n[[plugin]]\n")
+            else "parameter"
+            if body.startswith(b"\n[[parameter]]\n")
+            else "entry"
+        )
+        name = named.group(1).decode(errors="replace") if named else "?"
+        where = f"entry {number} ({kind} '{name}') of registry.toml, line {line + 1},"
+        if found is None:
+            raise TamperedError(
+                f"{where} was changed after it was written: it must end with a seal; restore it from a copy"
+            )
+        total.update(body)
+        seal = found.group(1).decode()
+        if seal != "sha256:" + total.hexdigest():
+            raise TamperedError(
+                f"{where} was changed after it was written, or one before it was removed or moved: its seal must be the "
+                "SHA-256 of what lies before it; restore registry.toml from a copy"
+            )
+        total.update(found.group())
+        try:
+            yield seen.entry(kind, body, where, seal, line + 1)
+        except TamperedError:
+            raise
+        except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+            raise TamperedError(f"{where} is not what an append writes: {error}") from error
+        line += data.count(b"\n", start, found.end())
+        start = found.end()
+
+
+class _Seen:
+    """What the entries so far allow the next one to say."""
+
+    def __init__(self) -> None:
+        self.parameters: set[str] = set()
+        self.plugins: dict[str, list[str]] = {}
+
+    def entry(self, kind: str, body: bytes, where: str, seal: str, line: int) -> ParameterEntry | PluginEntry:
+        table = parse_toml(body, where)
+        blocks = table.get(kind)
+        if set(table) != {kind} or not isinstance(blocks, list) or len(blocks) != 1 or not isinstance(blocks[0], dict):
+            raise TamperedError(
+                f"{where} must be one [[parameter]] or [[plugin]] block; restore registry.toml from a copy"
+            )
+        fields = blocks[0]
+        if kind == "parameter":
+            parameter = Parameter.from_toml(fields)
+            if parameter.name in self.parameters:
+                raise TamperedError(f"{where} declares a parameter that is declared before; each is declared once")
+            self.parameters.add(parameter.name)
+            return ParameterEntry(parameter, seal, line)
+        return self.plugin(fields, where, seal, line)
+
+    def plugin(self, block: dict[str, Any], where: str, seal: str, line: int) -> PluginEntry:
+        def need(fact: bool, rule: str) -> None:
+            if not fact:
+                raise TamperedError(f"{where} {rule}; restore registry.toml from a copy")
+
+        need(
+            set(block) - {"supersedes"} == _PLUGIN_FIELDS,
+            f"must have the fields {sorted(_PLUGIN_FIELDS)}, got {sorted(block)[:9]}",
+        )
+        texts = [block[key] for key in ("name", "folder", "content", "factory")]
+        need(all(type(text) is str for text in texts), "must have text as name, folder, content and factory")
+        name, folder, content, factory = texts
+        parameters, appended, supersedes = block["parameters"], block["appended"], block.get("supersedes")
+        need(bool(NAME.fullmatch(name)), f"must have a name of letters, digits, '_' and '-', got {name!r:.200}")
+        earlier = self.plugins.setdefault(name, [])
+        known = {other.casefold() for other in self.plugins if other != name}
+        need(
+            name.casefold() not in known,
+            f"must have a name that differs from others in more than capitals, got {name!r}",
+        )
+        right = f"{name}.{len(earlier) + 1}" if earlier else name
+        need(folder == right, f"must have the folder {right!r}, got {folder!r:.200}")
+        need(bool(_HASH.fullmatch(content)), f"must have a SHA-256 as content, got {content!r:.200}")
+        need(
+            supersedes == (earlier[-1] if earlier else None),
+            f"must supersede {earlier[-1][:15] if earlier else 'nothing'}, the entry before it of that name, got {supersedes!r:.200}",
+        )
+        need(
+            isinstance(parameters, list) and bool(parameters) and all(type(p) is str and p in self.parameters for p in parameters)
+            and len(set(parameters)) == len(parameters),
+            f"must name parameters that are declared before it, got {parameters!r:.200}",
+        )  # fmt: skip
+        need(
+            type(appended) is datetime and appended.utcoffset() is not None,
+            f"must have a UTC time, got {appended!r:.100}",
+        )
+        earlier.append(content)
+        return PluginEntry(name, folder, content, tuple(parameters), factory, appended, supersedes, seal, line)

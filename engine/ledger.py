@@ -1,0 +1,411 @@
+"""The ledger of a workspace: parameters and plugins in ``registry.toml``, a text that only grows.
+
+Its entries are sealed (:mod:`engine.entries`), and a plugin's entry holds the SHA-256 of its folder. So an entry
+that is edited, removed or moved is found when the ledger is opened, and a changed file of a plugin when it is
+verified. Whoever can write the whole workspace can also seal it again, or drop the last entries with their
+folders: ``digest``, which every answer carries, tells those. Nothing is run or followed out of the workspace
+in either case.
+
+An append writes the plugin's folder under a hidden name, then replaces ``registry.toml`` in one step, and
+then gives the folder its name. A crash leaves the old state or the new one.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+from engine.description import PluginInfo, changed_files, content_hash, describe
+from engine.entries import HEADER, NAME, ParameterEntry, PluginEntry, block, digests, parse
+from engine.errors import ParameterError, RegistryError, TamperedError, UnknownPluginError
+from engine.files import read_bytes, sync, sync_tree
+from engine.parameters import Parameter, ParameterSpace
+
+__all__ = ["Ledger", "ParameterEntry", "PluginEntry", "Verification"]
+
+T = TypeVar("T")
+
+_FILE_BYTES = 32 * 2**20
+_LOCK_SECONDS = 300.0
+_STAGING = ".staging-"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What :meth:`Ledger.verify` looked at and found intact."""
+
+    parameters: int
+    plugins: int
+    superseded: int
+    files: int
+
+
+class Ledger:
+    """What ``registry.toml`` says; made by :meth:`create` and :meth:`open`, never changed in place.
+
+    Example:
+        >>> import tempfile
+        >>> ledger = Ledger.create(tempfile.mkdtemp(), [Parameter("mu"), Parameter("nu")])
+        >>> ledger = ledger.append([Parameter("tau", unit="s")])
+        >>> ledger.parameters.names, list(ledger.plugins), len(ledger.entries)
+        (('mu', 'nu', 'tau'), [], 3)
+    """
+
+    def __init__(
+        self, path: Path, data: bytes, entries: Sequence[ParameterEntry | PluginEntry], view: bool = False
+    ) -> None:
+        self.path = path
+        self.entries = tuple(entries)
+        self.parameters = ParameterSpace(e.parameter for e in self.entries if isinstance(e, ParameterEntry))
+        #: Every plugin's entry, superseded ones as well, in order.
+        self.history = tuple(e for e in self.entries if isinstance(e, PluginEntry))
+        #: The entry that is in force for each name.
+        self.plugins: dict[str, PluginEntry] = {e.name: e for e in self.history}
+        self.digest = digests(self.entries)[-1]
+        self._data = data
+        self._view = view
+
+    @classmethod
+    def create(cls, path: str | Path, parameters: Sequence[Parameter] = ()) -> Ledger:
+        """Start a workspace.
+
+        Arguments:
+            path: A folder; it is made where it is not there.
+            parameters: The first entries.
+
+        Raises:
+            RegistryError: when the folder has a ledger already.
+            ParameterError: when a name is declared twice.
+        """
+        root = Path(path).absolute()
+        space = ParameterSpace(parameters)
+        (root / "plugins").mkdir(parents=True, exist_ok=True)
+        with _locked(root):
+            if os.path.lexists(root / "registry.toml"):
+                raise RegistryError(
+                    f"a workspace is created once, and {root} has a registry.toml; use Registry.open, or another folder"
+                )
+            data = HEADER
+            for parameter in space:
+                data += block("parameter", parameter.to_toml(), data)
+            _clean(root, ())
+            _replace(root, data)
+            with suppress(PermissionError):  # a folder above that may be entered but not read
+                sync(root.parent)
+        return cls.open(root)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Ledger:
+        """Read a workspace's ledger and check its seals; no plugin is read and no code is run.
+
+        Raises:
+            RegistryError: when there is none.
+            TamperedError: naming the first entry that is not as it was written.
+        """
+        root = Path(path).absolute()
+        if not os.path.lexists(root / "registry.toml"):
+            raise RegistryError(
+                f"a workspace is a folder with a registry.toml, and {root} has none; start one with Registry.create"
+            )
+        _plugins(root)
+        data = read_bytes(root / "registry.toml", _FILE_BYTES)
+        return cls(root, data, tuple(parse(data)))
+
+    def at(self, digest: str) -> Ledger:
+        """The ledger as it was when it had a digest: a view that cannot be appended to.
+
+        Arguments:
+            digest: "sha256:..." or at least 8 of its hexadecimal digits, when no other begins with them.
+
+        Raises:
+            RegistryError: listing the digests there are.
+        """
+        wanted = digest.removeprefix("sha256:").lower()
+        known = digests(self.entries)
+        found = {d for d in known if d.removeprefix("sha256:").startswith(wanted)}
+        if len(wanted) < 8 or len(found) != 1:
+            there = ", ".join(d[7:23] for d in dict.fromkeys(reversed(known)))
+            raise RegistryError(
+                f"a digest must be one that {self.path} had, or at least 8 digits that tell it from the others, got "
+                f"{digest!r}; it had, latest first: {there}"
+            )
+        count = max(n for n, d in enumerate(known) if d in found)
+        return Ledger(self.path, self._data, self.entries[:count], view=True)
+
+    def append(
+        self,
+        parameters: Sequence[Parameter] = (),
+        plugin: tuple[str, Callable[[Path], Any]] | None = None,
+        supersede: bool = False,
+    ) -> Ledger:
+        """Add parameters and at most one plugin, all or nothing.
+
+        Arguments:
+            parameters: Declarations; those that the ledger has, with the same meaning, are left out.
+            plugin: Its name, and a function that writes its folder (:func:`engine.plugin.write_plugin`)
+                at the path that it is given.
+            supersede: Whether the plugin takes the place of one of the same name, which stays on disk.
+
+        Returns:
+            The ledger with these entries, and with what other processes had appended in the meantime.
+
+        Raises:
+            RegistryError: for a name that is taken, or that is not there to be superseded.
+            ParameterError: for parameters that disagree with the ledger's, or that nobody declares.
+            TamperedError: when the ledger on disk is not a continuation of this one.
+        """
+        if self._view:
+            raise RegistryError(f"a view of the past cannot be appended to; append to the ledger of {self.path} itself")
+        root = self.path
+        with _locked(root):
+            current = self._continued()
+            _clean(root, current.history)
+            try:
+                appended, staged = current._prepare(parameters, plugin, supersede)
+                if appended._data != current._data:
+                    _replace(root, appended._data)
+            except BaseException:
+                # Removes what was staged, unless its entry made it into the ledger: then this finishes the append.
+                _clean(root, Ledger.open(root).history)
+                raise
+            if staged is not None:
+                os.rename(staged, _plugins(root) / appended.history[-1].folder)
+                sync(_plugins(root))
+        return appended
+
+    def _prepare(
+        self, parameters: Sequence[Parameter], plugin: tuple[str, Callable[[Path], Any]] | None, supersede: bool
+    ) -> tuple[Ledger, Path | None]:
+        """The ledger to be, and the hidden folder with the plugin that it names; nothing is in force yet."""
+        if plugin is None:
+            space = self._union({"this append": parameters})
+            return self._extended(space, None), None
+        name, write = plugin
+        fields = self._fields(name, supersede)
+        staged = _plugins(self.path) / f"{_STAGING}{secrets.token_hex(8)}"
+        write(staged)
+        sync_tree(staged)
+        info, content = describe(staged), content_hash(staged)
+        fields |= {"content": content, "parameters": list(info.parameter_names), "factory": info.factory}
+        fields["appended"] = datetime.now(UTC).replace(microsecond=0)
+        space = self._union({f"the append of '{name}'": parameters, name: info.parameters})
+        _check_parameters(name, info, space)
+        extended = self._extended(space, fields)
+        os.rename(staged, staged := _staged(self.path, content))
+        sync(staged.parent)
+        return extended, staged
+
+    def _extended(self, space: ParameterSpace, plugin: Mapping[str, Any] | None) -> Ledger:
+        data = self._data
+        for parameter in space:
+            if parameter.name not in self.parameters:
+                data += block("parameter", parameter.to_toml(), data)
+        if plugin is not None:
+            data += block("plugin", plugin, data)
+        return Ledger(self.path, data, tuple(parse(data)))
+
+    def _continued(self) -> Ledger:
+        current = Ledger.open(self.path)
+        if not current._data.startswith(self._data):
+            raise TamperedError(
+                f"{self.path / 'registry.toml'} was rewritten since it was opened: it must begin with what was read then; "
+                "restore it from a copy"
+            )
+        return current
+
+    def _fields(self, name: str, supersede: bool) -> dict[str, Any]:
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise RegistryError(
+                f"a plugin's name must be 1-64 letters, digits, '_' or '-', starting with one of the first two; got {name!r}"
+            )
+        earlier = [e for e in self.history if e.name == name]
+        if supersede and not earlier:
+            raise UnknownPluginError(f"no plugin '{name}' to supersede; there are {', '.join(self.plugins) or 'none'}")
+        if earlier and not supersede:
+            raise RegistryError(
+                f"a plugin's name is given once, and '{name}' is there since line {earlier[0].line} of registry.toml; "
+                "choose another name, or pass supersede=True to take its place"
+            )
+        if alike := [e.name for e in self.history if e.name.casefold() == name.casefold() and e.name != name]:
+            raise RegistryError(
+                f"names must differ in more than capitals, got '{name}' and '{alike[0]}'; choose another name"
+            )
+        folder = name if not earlier else f"{name}.{len(earlier) + 1}"
+        if os.path.lexists(self.path / "plugins" / folder):
+            raise RegistryError(f"{self.path / 'plugins' / folder} is there, but no entry names it; move it away")
+        return {"name": name, "folder": folder, **({"supersedes": earlier[-1].content} if earlier else {})}
+
+    def _union(self, brought: Mapping[str, Sequence[Parameter]]) -> ParameterSpace:
+        owners: dict[str, list[Parameter]] = {}
+        for number, entry in enumerate(self.entries, 1):
+            if isinstance(entry, ParameterEntry):
+                users = [name for name, e in self.plugins.items() if entry.parameter.name in e.parameters]
+                owner = f"entry {number} of registry.toml" + (f", used by {', '.join(users)}" if users else "")
+                owners[owner] = [entry.parameter]
+        return ParameterSpace.union({**owners, **brought})
+
+    def folder_of(self, entry: PluginEntry) -> Path:
+        """Where a plugin's folder lies: at its name, or still at the hidden one after a crash.
+
+        Raises:
+            TamperedError: when it is missing or a link.
+        """
+        final = _plugins(self.path) / entry.folder
+        staged = _staged(self.path, entry.content)
+        for folder in (final, staged, final):  # again: another process may just have renamed it
+            if folder.is_symlink():
+                raise TamperedError(
+                    f"{self._label(entry)}: {folder} must be a folder, got a symbolic link; restore it from a copy"
+                )
+            if folder.is_dir():
+                return folder
+        raise TamperedError(f"{self._label(entry)}: its folder {final} is missing; restore it from a copy")
+
+    def read(self, entry: PluginEntry, reader: Callable[[Path], T]) -> T:
+        """Call a function with a plugin's folder, once more if the folder was being given its name meanwhile."""
+        folder = self.folder_of(entry)
+        try:
+            return reader(folder)
+        except Exception:
+            if folder.exists():
+                raise
+        return reader(self.folder_of(entry))
+
+    def check(self, entry: PluginEntry) -> Path:
+        """A plugin's folder, after checking that it has the content that the ledger sealed.
+
+        Raises:
+            TamperedError: naming the entry and the file.
+        """
+
+        def look(folder: Path) -> Path:
+            try:
+                differing = changed_files(folder, entry.content)
+            except RegistryError as error:
+                raise TamperedError(f"{self._label(entry)} was changed after it was written: {error}") from error
+            if differing:
+                more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+                raise TamperedError(
+                    f"{self._label(entry)} was changed after it was written: {folder / differing[0]}{more} is not what "
+                    f"the ledger sealed as {entry.content[:15]}...; restore it from a copy"
+                )
+            info = describe(folder)
+            if (info.factory, info.parameter_names) != (entry.factory, entry.parameters):
+                raise TamperedError(
+                    f"{self._label(entry)} must have the factory and the parameters of {folder / 'plugin.toml'}, got "
+                    f"{entry.factory!r} and {entry.parameters}; restore registry.toml from a copy"
+                )
+            return folder
+
+        return self.read(entry, look)
+
+    def verify(self) -> Verification:
+        """Check every seal and the content of every plugin, superseded ones as well.
+
+        Raises:
+            TamperedError: naming the entry and the file that are not what was written, a folder below
+                ``plugins/`` that no entry names, or the ledger when it is no continuation of this one.
+        """
+        # In this order: a folder gets its name after its entry is written, so a newcomer is in the ledger by then.
+        present = sorted(os.listdir(_plugins(self.path))) if _has_plugins(self.path) else []
+        current = self._continued()
+        files = sum(len([f for f in current.check(entry).rglob("*") if f.is_file()]) for entry in current.history)
+        known = {entry.folder for entry in current.history}
+        for name in present:
+            if name not in known and not name.startswith(_STAGING):
+                raise TamperedError(
+                    f"{self.path / 'plugins' / name} has no entry in registry.toml: its entry was removed from the end, or "
+                    "it was put there by hand; restore registry.toml from a copy, or move it away"
+                )
+        superseded = len(current.history) - len(current.plugins)
+        return Verification(len(current.parameters), len(current.plugins), superseded, files)
+
+    def _label(self, entry: PluginEntry) -> str:
+        return f"entry {self.entries.index(entry) + 1} (plugin '{entry.name}') of registry.toml, line {entry.line},"
+
+
+def _check_parameters(name: str, info: PluginInfo, space: ParameterSpace) -> None:
+    for parameter in info.parameter_names:
+        if parameter not in space:
+            raise ParameterError(
+                f"plugin '{name}' depends on '{parameter}', which nobody declares; there are {', '.join(space.names) or 'none'}. "
+                f"Append it with parameters=[Parameter('{parameter}', ...)]"
+            )
+        unit = info.parameter_units.get(parameter, space[parameter].unit)
+        if unit != space[parameter].unit:
+            raise ParameterError(
+                f"plugin '{name}' takes '{parameter}' in {unit!r}, but the registry declares it in {space[parameter].unit!r}; "
+                "convert one of them, or give it a name of its own"
+            )
+
+
+def _has_plugins(root: Path) -> bool:
+    return os.path.lexists(root / "plugins")
+
+
+def _plugins(root: Path) -> Path:
+    """The folder of plugins. RegistryError where it is a link, which could lead out of the workspace."""
+    folder = root / "plugins"
+    if _has_plugins(root) and (folder.is_symlink() or not folder.is_dir()):
+        raise RegistryError(
+            f"{folder} must be a folder of the workspace, got a link or a file; replace it with the folder itself"
+        )
+    return folder
+
+
+def _staged(root: Path, content: str) -> Path:
+    return _plugins(root) / (_STAGING + content.removeprefix("sha256:"))
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    lock = root / ".registry.lock"
+    if lock.is_symlink():  # opening it would empty the file it points to
+        raise RegistryError(f"{lock} must be a file, got a symbolic link; remove it")
+    try:
+        with FileLock(lock, timeout=_LOCK_SECONDS):
+            yield
+    except Timeout:
+        raise RegistryError(
+            f"{root} is being appended to by another process for more than {_LOCK_SECONDS:g} s; try again"
+        ) from None
+
+
+def _clean(root: Path, history: Sequence[PluginEntry]) -> None:
+    """Finish what a crash interrupted after the ledger was written, and remove what it left before."""
+    folder = _plugins(root)
+    folder.mkdir(exist_ok=True)
+    for entry in history:
+        staged = _staged(root, entry.content)
+        if not os.path.lexists(folder / entry.folder) and staged.is_dir() and not staged.is_symlink():
+            os.rename(staged, folder / entry.folder)
+            sync(folder)
+    for stray in [Path(entry.path) for entry in os.scandir(folder) if entry.name.startswith(_STAGING)]:
+        if stray.is_dir() and not stray.is_symlink():
+            shutil.rmtree(stray)
+        else:
+            stray.unlink()
+
+
+def _replace(root: Path, data: bytes) -> None:
+    """Put new bytes in the place of registry.toml in one step that survives a crash."""
+    if len(data) > _FILE_BYTES:
+        raise RegistryError(
+            f"registry.toml must have at most {_FILE_BYTES} bytes, got {len(data)}; start another workspace"
+        )
+    temporary = _plugins(root) / f"{_STAGING}registry-{secrets.token_hex(8)}"
+    with temporary.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, root / "registry.toml")
+    sync(root)

@@ -1,0 +1,330 @@
+r"""What an estimate is: θ̂, its uncertainty, its status, and the questions it can still answer."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.errors import EstimateError, ParameterError
+from engine.evidence import Contribution, Evidence
+from engine.parameters import ParameterSpace
+from engine.profile import profile_intervals
+from engine.uncertainty import Covariance, Interval, covariance, godambe, variability
+
+__all__ = [
+    "KINDS",
+    "Estimate",
+    "ParameterEstimate",
+    "Status",
+    "box",
+    "curvature_floor",
+    "direction_text",
+    "rank_tolerance",
+]
+
+KINDS = ("observed", "expected", "godambe")
+
+
+class Status(StrEnum):
+    """What an estimate is; compares equal to its text.
+
+    Example:
+        >>> Status.AT_BOUND == "at_bound", str(Status.CONVERGED)
+        (True, 'converged')
+    """
+
+    CONVERGED = "converged"  #: the one maximum, inside its bounds
+    AT_BOUND = "at_bound"  #: a maximum that a bound holds back; its covariance is the projected one
+    NOT_IDENTIFIED = "not_identified"  #: a direction in θ that the data say nothing about
+    MULTIMODAL = "multimodal"  #: another maximum nearly as high
+    FAILED = "failed"  #: no maximum was found; θ̂ is NaN
+
+
+@dataclass(frozen=True)
+class ParameterEstimate:
+    """One component of an estimate.
+
+    Attributes:
+        name, unit: Of the parameter.
+        value: θ̂_j.
+        error: Its standard error: infinite where it is not identified, zero where a bound holds it.
+        bound: ``"lower"`` or ``"upper"`` where an active bound holds it, else None.
+        identified: Whether the data fix its value.
+    """
+
+    name: str
+    unit: str
+    value: float
+    error: float
+    bound: str | None
+    identified: bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """θ̂ with its information, covariance, status and the share of every plugin.
+
+    Attributes:
+        parameters: The space whose order everything here follows.
+        theta: θ̂, shape (P,), float64; NaN where the fit failed.
+        information: The observed information −∇²S(θ̂), with the prior's where it took part, (P, P).
+        covariance: The covariance of θ̂, (P, P); :attr:`covariance_kind` says which.
+        covariance_kind: ``"observed"``, ``"expected"`` or ``"godambe"``.
+        status, reason: What the estimate is, and why in words.
+        log_evidence: S(θ̂) in nats.
+        contributions: Plugin -> its log-evidence, score and information at θ̂.
+        null_directions: Directions without curvature, each as name -> component of a unit vector.
+        bounds: Parameters held by an active bound: name -> ``"lower"`` or ``"upper"``.
+        alternatives: Other maxima nearly as high: (θ, S) each.
+        prior: Whether the prior took part (maximum a posteriori) or not (maximum likelihood).
+        edm: The increase of S still expected at θ̂, in nats.
+        evaluations: How many times S and its derivatives were evaluated for the best start.
+        provenance: The registry's digest, the data's hash, the plugins and the versions.
+    """
+
+    parameters: ParameterSpace
+    theta: Tensor
+    information: Tensor
+    covariance: Tensor
+    covariance_kind: str
+    status: Status
+    reason: str
+    log_evidence: float
+    contributions: Mapping[str, Contribution]
+    null_directions: tuple[dict[str, float], ...]
+    bounds: Mapping[str, str]
+    alternatives: tuple[tuple[Tensor, float], ...]
+    prior: bool
+    edm: float
+    evaluations: int
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, float] = field(default_factory=dict)
+    _evidence: Evidence | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def converged(self) -> bool:
+        """Whether θ̂ and its covariance can be used: :attr:`Status.CONVERGED` or :attr:`Status.AT_BOUND`."""
+        return self.status in (Status.CONVERGED, Status.AT_BOUND)
+
+    @property
+    def sd(self) -> Tensor:
+        """Standard errors from :attr:`covariance`, shape (P,)."""
+        return self.covariance.diagonal().clamp_min(0.0).sqrt()
+
+    @property
+    def correlation(self) -> Tensor:
+        """The correlation matrix, shape (P, P); NaN where an error is zero or infinite."""
+        return self.covariance / (self.sd[:, None] * self.sd)
+
+    def __getitem__(self, name: str) -> ParameterEstimate:
+        i = self.parameters.index(name)
+        error = float(self.sd[i])
+        return ParameterEstimate(
+            name, self.parameters[name].unit, float(self.theta[i]), error, self.bounds.get(name), math.isfinite(error)
+        )
+
+    def uncertainty(
+        self, kind: str = "observed", *, paired: bool = False, simulations: int = 20_000, seed: int = 0
+    ) -> Covariance:
+        """The covariance of θ̂ of the kind asked for.
+
+        Arguments:
+            kind: ``"observed"`` (curvature at θ̂), ``"expected"`` (Fisher's, in closed form or from
+                simulations) or ``"godambe"`` (sandwich, right for a wrong scalar too).
+            paired: For Godambe: observation i of every plugin belongs to one unit.
+            simulations, seed: For the expected information of plugins without a closed form.
+
+        Raises:
+            EstimateError: for a failed fit, an unknown kind, or too few observations for the sandwich.
+        """
+        if kind not in KINDS:
+            raise EstimateError(f"the kind of covariance is one of {', '.join(KINDS)}, got {kind!r}")
+        evidence = self._usable("a covariance")
+        fixed, floor, rank = self._fixed(), curvature_floor(self.parameters, self.theta), rank_tolerance(evidence)
+        if kind == "observed":
+            return covariance(self.information, fixed, floor, kind=kind, rank=rank)
+        if kind == "godambe":
+            K = variability(evidence.scores(self.theta), paired=paired)
+            return godambe(self.information, K, fixed, floor, rank=rank)
+        parts = evidence.expected_information(self.theta, simulations=simulations, seed=seed)
+        J = torch.stack([parts[name] for name in sorted(parts)]).sum(0)
+        if self.prior:
+            J = J + evidence.prior_derivatives(self.theta[None])[2][0]
+        return covariance(J, fixed, floor, kind=kind, rank=rank)
+
+    def interval(self, name: str, level: float = 0.6827, method: str = "profile") -> Interval:
+        """A confidence interval of one parameter: (low, high).
+
+        Arguments:
+            name: Which parameter.
+            level: The confidence level.
+            method: ``"profile"`` (the likelihood's own shape, right at bounds) or ``"wald"`` (θ̂ ± z sd, with
+                the covariance of this estimate, cut at the bounds).
+
+        Raises:
+            EstimateError: for a failed fit, and for ``"wald"`` where a bound holds the parameter.
+        """
+        return self.intervals([name], level=level, method=method)[name]
+
+    def intervals(
+        self, names: Sequence[str] | None = None, level: float = 0.6827, method: str = "profile"
+    ) -> dict[str, Interval]:
+        """Intervals of several parameters (all that are not fixed, by default) at once; see :meth:`interval`."""
+        evidence = self._usable("an interval")
+        names = [n for n in self.parameters.names if n not in self.fixed] if names is None else list(names)
+        columns = self.parameters.indices(names)
+        for name in names:
+            if name in self.fixed:
+                raise EstimateError(f"'{name}' was fixed at {self.fixed[name]:g}: it has no interval")
+        lower, upper = box(self.parameters, self.fixed)
+        if method == "wald":
+            return {n: self._wald(n, level, lower, upper) for n in names}
+        if method != "profile":
+            raise EstimateError(f"the method of an interval is 'profile' or 'wald', got {method!r}")
+        heard = (
+            set(self.parameters.names)
+            if self.prior
+            else {p for m in evidence.modalities.values() for p in m.parameter_names}
+        )
+        deaf = [n for n in names if n not in heard]
+        found = profile_intervals(
+            evidence,
+            self.theta,
+            self.log_evidence,
+            self.uncertainty().matrix,
+            [i for n, i in zip(names, columns, strict=True) if n not in deaf],
+            lower,
+            upper,
+            self.parameters.scale,
+            level=level,
+        )
+        rest = iter(found)
+        return {n: _whole_range(self.parameters[n].bounds, level) if n in deaf else next(rest) for n in names}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything a machine would want, as plain values; infinite and undefined numbers are None."""
+        names = self.parameters.names
+        return {
+            "status": str(self.status),
+            "converged": self.converged,
+            "reason": self.reason,
+            "log_evidence": _plain(self.log_evidence),
+            "prior": self.prior,
+            "covariance_kind": self.covariance_kind,
+            "parameters": {
+                n: {
+                    "value": _plain(self[n].value),
+                    "error": _plain(self[n].error),
+                    "unit": self[n].unit,
+                    "identified": self[n].identified,
+                    "bound": self[n].bound,
+                    "fixed": n in self.fixed,
+                }
+                for n in names
+            },
+            "order": list(names),
+            "theta": _plain(self.theta.tolist()),
+            "covariance": _plain(self.covariance.tolist()),
+            "information": _plain(self.information.tolist()),
+            "null_directions": list(self.null_directions),
+            "alternatives": [{"theta": _plain(t.tolist()), "log_evidence": s} for t, s in self.alternatives],
+            "contributions": {
+                name: {
+                    "log_evidence": _plain(c.log_evidence),
+                    "observations": c.observations,
+                    "information": _plain(c.information.tolist()),
+                }
+                for name, c in self.contributions.items()
+            },
+            "edm": _plain(self.edm),
+            "evaluations": self.evaluations,
+            "provenance": dict(self.provenance),
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """:meth:`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False, ensure_ascii=False)
+
+    def __str__(self) -> str:
+        from engine.report.tables import estimate_text
+
+        return estimate_text(self)
+
+    def _usable(self, what: str) -> Evidence:
+        if self.status is Status.FAILED:
+            raise EstimateError(f"a failed fit has no {what.split()[-1]}: {self.reason}")
+        if self._evidence is None:
+            raise EstimateError(f"{what} needs the data, which this estimate no longer holds; estimate again")
+        return self._evidence
+
+    def _fixed(self) -> Tensor:
+        return torch.tensor([n in self.bounds or n in self.fixed for n in self.parameters.names])
+
+    def _wald(self, name: str, level: float, lower: Tensor, upper: Tensor) -> Interval:
+        i = self.parameters.index(name)
+        if name in self.bounds:
+            raise EstimateError(
+                f"'{name}' is held by its {self.bounds[name]} bound, where a Wald interval has no meaning; use method='profile'"
+            )
+        z = math.sqrt(2.0) * float(torch.special.erfinv(torch.tensor(level, dtype=torch.float64)))
+        low, high = (float(self.theta[i]) + s * z * float(self.sd[i]) for s in (-1, 1))
+        marks = tuple(m for m, cut in (("low", low < lower[i]), ("high", high > upper[i])) if cut)
+        return Interval(
+            max(low, float(lower[i])), min(high, float(upper[i])), level=level, method="wald", at_bound=marks
+        )
+
+
+def _whole_range(bounds: tuple[float, float], level: float) -> Interval:
+    marks = tuple(m for m, b in zip(("low", "high"), bounds, strict=True) if math.isfinite(b))
+    return Interval(*bounds, level=level, method="profile", at_bound=marks)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return value if not isinstance(value, float) or math.isfinite(value) else None
+
+
+def curvature_floor(space: ParameterSpace, theta: Tensor) -> Tensor:
+    """Curvatures that count as none: rounding, for a parameter whose prior tells its size; else exactly zero."""
+    size = torch.maximum(space.scale, theta.abs().nan_to_num())
+    known = torch.tensor([p.prior is not None for p in space])
+    return torch.where(known, 1e-14 / size**2, 0.0)
+
+
+def rank_tolerance(evidence: Evidence) -> float:
+    """The smallest scaled eigenvalue that is more than rounding in the coarsest plugin's arithmetic."""
+    return 1e-5 if any(m.dtype == torch.float32 for m in evidence.modalities.values()) else 1e-10
+
+
+def box(space: ParameterSpace, fixed: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+    """Bounds (P,) and (P,), equal where a value is fixed. Raises ``ParameterError`` for one outside its bounds."""
+    lower, upper = space.lower.clone(), space.upper.clone()
+    for name, value in fixed.items():
+        i = space.index(name)
+        if not lower[i] <= value <= upper[i]:
+            raise ParameterError(
+                f"'{name}' cannot be fixed at {value:g}, outside its bounds ({lower[i]:g}, {upper[i]:g})"
+            )
+        lower[i] = upper[i] = float(value)
+    return lower, upper
+
+
+def direction_text(direction: Mapping[str, float]) -> str:
+    """A direction in θ as text: ``H0``, or ``0.707 a − 0.707 b``.
+
+    Example:
+        >>> direction_text({"a": 0.7071, "b": -0.7071})
+        '0.7071 a − 0.7071 b'
+    """
+    if len(direction) == 1 and next(iter(direction.values())) > 0:
+        return next(iter(direction))
+    text = " ".join(f"{'−' if v < 0 else '+'} {abs(v):.4g} {n}" for n, v in direction.items())
+    return text.removeprefix("+ ") if text[0] == "+" else text.replace("− ", "−", 1)
