@@ -138,10 +138,9 @@ class _Encoder:
             return {"module": name, "children": children}
         from_torch = name.startswith("torch.nn:")
         arguments: dict[str, Any] = {}
-        for argument in list(inspect.signature(kind.__init__).parameters.values())[1:]:
+        own = kind.__init__ not in (nn.Module.__init__, nn.Identity.__init__)  # these take anything and keep nothing
+        for argument in list(inspect.signature(kind.__init__).parameters.values())[1:] if own else ():
             if argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
-                if kind is nn.Identity:
-                    continue
                 raise ModalityError(_unreadable(path, kind, "*" + argument.name))
             if from_torch and argument.name in ("device", "dtype"):  # the state has both
                 continue

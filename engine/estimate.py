@@ -179,7 +179,7 @@ def _classify(
             evidence, fixed, f"S still rises without a maximum near {point}; narrow the bounds there", provenance
         )
     theta, at = solution.theta[best], solution.row(best).at
-    tight = held(theta, at.score[0], lower, upper)
+    tight = held(theta, at.score[0], lower, upper) & _pushed(at.score[0], at.information[0], lower >= upper)
     bounds = {
         name: "lower" if theta[i] <= space.lower[i] else "upper"
         for i, name in enumerate(space.names)
@@ -188,16 +188,18 @@ def _classify(
     at_fixed = torch.tensor([n in bounds or n in fixed for n in space.names])
     J = at.information[0]
     floor = curvature_floor(space, theta)
+    rank = _trusted_rank(evidence, at.score[0], J, at_fixed)
     try:
-        known = covariance(J, at_fixed, floor, kind="observed", rank=rank_tolerance(evidence))
+        known = covariance(J, at_fixed, floor, kind="observed", rank=rank)
     except EstimateError as error:
         return _failed(evidence, fixed, str(error), provenance)
-    others = _alternatives(evidence, solution, best, J)
+    others = _alternatives(evidence, solution, best)
     null = tuple(
         {name: float(v) for name, v in zip(space.names, direction.tolist(), strict=True) if v != 0.0}
         for direction in known.null
     )
     if null:
+        others = [(t, S) for t, S in others if float(at.value[0]) - S > 1e-3]  # the rest lie on the same ridge
         words = "; ".join(direction_text(d) for d in null)
         status, reason = Status.NOT_IDENTIFIED, f"the data say nothing about {words}"
     elif others:
@@ -233,6 +235,7 @@ def _classify(
         evaluations=int(solution.iterations[best]),
         provenance=dict(provenance or {}),
         fixed=fixed,
+        rank=rank,
         _evidence=evidence,
     )
     if kind == "observed":
@@ -278,7 +281,21 @@ def _without(known: Covariance, null: Sequence[Mapping[str, float]], space: Para
     return Covariance(matrix, known.kind, known.null)
 
 
-def _alternatives(evidence: Evidence, solution: Solution, best: int, information: Tensor) -> list[tuple[Tensor, float]]:
+def _pushed(score: Tensor, information: Tensor, fixed: Tensor) -> Tensor:
+    """Where a bound makes a difference: without it θ̂ would move by more than 1e-5 of a standard error. On a flat
+    ridge that ends at a bound, rounding alone would otherwise pass for a push."""
+    unit = 1.0 / information.diagonal().abs().clamp_min(1e-300).sqrt()
+    return fixed | (score.abs() * unit > 1e-5)
+
+
+def _trusted_rank(evidence: Evidence, score: Tensor, information: Tensor, fixed: Tensor) -> float:
+    """The least scaled eigenvalue that is curvature: along a curved ridge, J holds the score that is left over."""
+    unit = 1.0 / information.diagonal().abs().clamp_min(1e-300).sqrt()
+    left = torch.where(fixed | (information.diagonal() == 0), 0.0, score * unit).norm()
+    return max(rank_tolerance(evidence), 3.0 * float(left))
+
+
+def _alternatives(evidence: Evidence, solution: Solution, best: int) -> list[tuple[Tensor, float]]:
     """Other maxima nearly as high, each once: apart in standard errors, with a valley in between."""
     found: list[tuple[Tensor, float]] = []
     theta, top = solution.theta[best], solution.at.value[best]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,7 @@ class Modality(nn.Module):
     event_shape: torch.Size
     _configuration: dict[str, Any] | None = None
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Modality:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """An empty module that has its configuration recorded already."""
         self = super().__new__(cls)
         try:

@@ -26,7 +26,7 @@ from engine.threads import small_work
 
 __all__ = ["Solution", "maximise"]
 
-_EDM = 1e-17  # aim: 6e-9 standard errors from the maximum
+_EDM = 1e-22  # aim: 1e-11 standard errors from the maximum
 _EDM_ENOUGH = 1e-9  # where rounding stops the progress earlier: 4e-5 standard errors
 _RUNAWAY = 1e13  # typical sizes from its start: a search this far out has no maximum to find
 _RANK = 1e-11  # eigenvalues of the scaled curvature below this carry no information in float64

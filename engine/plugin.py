@@ -216,7 +216,8 @@ def _versions(factory: type) -> dict[str, str]:
         "zarr": zarr.__version__,
     }
     package = factory.__module__.partition(".")[0]
-    for distribution in ["scalar-evidence", *sorted(set(metadata.packages_distributions().get(package, ())))]:
+    others = () if package in ("engine", "modalities") else metadata.packages_distributions().get(package, ())
+    for distribution in ["scalar-evidence", *sorted(set(others))]:
         try:
             versions[distribution] = metadata.version(distribution)
         except metadata.PackageNotFoundError:
@@ -334,8 +335,10 @@ def _load_state(modality: Modality, state: Mapping[str, Tensor], folder: Path) -
     for key, tensor in own.items():
         if not isinstance(tensor, Tensor) or tensor.shape != state[key].shape:
             raise RegistryError(
-                f"{folder}: '{key}' must have shape {tuple(state[key].shape)} as stored, got {tuple(tensor.shape)}"
+                f"{folder}: '{key}' must have the shape of the modality's, got {tuple(state[key].shape)} stored"
             )
+        if tensor.dtype != state[key].dtype and not (tensor.is_floating_point() and state[key].is_floating_point()):
+            raise RegistryError(f"{folder}: '{key}' must be of type {tensor.dtype}, got {state[key].dtype} stored")
     with torch.no_grad():
         for key, tensor in own.items():
             tensor.data = state[key]  # takes the stored type too; the object stays, and so do tied weights

@@ -87,6 +87,8 @@ class Estimate:
         edm: The increase of S still expected at θ̂, in nats.
         evaluations: How many times S and its derivatives were evaluated for the best start.
         provenance: The registry's digest, the data's hash, the plugins and the versions.
+        fixed: Parameters that were held, with their values.
+        rank: The smallest scaled eigenvalue of the information that counts as curvature.
     """
 
     parameters: ParameterSpace
@@ -106,6 +108,7 @@ class Estimate:
     evaluations: int
     provenance: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, float] = field(default_factory=dict)
+    rank: float = 1e-10
     _evidence: Evidence | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -147,7 +150,7 @@ class Estimate:
         if kind not in KINDS:
             raise EstimateError(f"the kind of covariance is one of {', '.join(KINDS)}, got {kind!r}")
         evidence = self._usable("a covariance")
-        fixed, floor, rank = self._fixed(), curvature_floor(self.parameters, self.theta), rank_tolerance(evidence)
+        fixed, floor, rank = self._fixed(), curvature_floor(self.parameters, self.theta), self.rank
         if kind == "observed":
             return covariance(self.information, fixed, floor, kind=kind, rank=rank)
         if kind == "godambe":

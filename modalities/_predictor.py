@@ -47,7 +47,7 @@ class Predictor(nn.Module):
         self.name, self.function, self.shape = name, function, tuple(shape)
         self.input_names = check_names(inputs)
         for key, value in (inputs or {}).items():
-            self.register_buffer(f"input_{key}", float64(f"inputs[{key!r}]", value))
+            self.register_buffer(f"input_{key}", float64(f"inputs[{key!r}]", value), persistent=False)
 
     def forward(self, theta: Tensor) -> Tensor:
         """The prediction, shape (*batch, *shape), float64."""

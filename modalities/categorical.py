@@ -76,7 +76,7 @@ class Categorical(Modality):
                     f"categories must be the {columns} columns of the table, got {categories}; leave it out"
                 )
             categories = columns
-            self.register_buffer("probabilities", table)
+            self.register_buffer("probabilities", table, persistent=False)
             self.register_buffer("log_probabilities", table.log(), persistent=False)
         elif not isinstance(categories, int) or categories < 1:
             raise ModalityError(

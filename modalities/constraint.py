@@ -83,15 +83,17 @@ class Constraint(Modality):
             raise ModalityError("only one of sd and covariance must be given, got both; drop sd")
         self.kind, self._correlated = kind, covariance is not None
         if covariance is not None:
-            self.register_buffer("covariance", check_covariance("covariance", covariance, len(names)))
+            self.register_buffer("covariance", check_covariance("covariance", covariance, len(names)), persistent=False)
             self.register_buffer("factor", torch.linalg.cholesky(self.covariance), persistent=False)
             self.register_buffer("whitener", whitening(self.factor), persistent=False)
         elif kind == "poisson":
-            self.register_buffer("scale", per_entry("scale", 1.0 if scale is None else scale, len(names)))
+            self.register_buffer(
+                "scale", per_entry("scale", 1.0 if scale is None else scale, len(names)), persistent=False
+            )
             self.support, self.support_rule = constraints.nonnegative, "auxiliary counts must be >= 0"
             self.support_advice = "a measurement of either sign belongs in kind 'normal'"
         else:
-            self.register_buffer("sd", per_entry("sd", 1.0 if sd is None else sd, len(names)))
+            self.register_buffer("sd", per_entry("sd", 1.0 if sd is None else sd, len(names)), persistent=False)
         if kind == "lognormal":
             self.support, self.support_rule = constraints.positive, "values must be > 0"
             self.support_advice = "a measurement of either sign belongs in kind 'normal'"

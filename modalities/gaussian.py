@@ -97,9 +97,9 @@ class Gaussian(Modality):
         if callable(errors):
             setattr(self, name, Predictor(name, errors, (size,) if self._diagonal else (size, size), inputs))
         elif self._diagonal:
-            self.register_buffer("sd", per_entry("sd", errors, size))
+            self.register_buffer("sd", per_entry("sd", errors, size), persistent=False)
         else:
-            self.register_buffer("covariance", check_covariance("covariance", errors, size))
+            self.register_buffer("covariance", check_covariance("covariance", errors, size), persistent=False)
             self.register_buffer("factor", torch.linalg.cholesky(self.covariance), persistent=False)
             self.register_buffer("whitener", whitening(self.factor), persistent=False)
 

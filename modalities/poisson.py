@@ -95,7 +95,7 @@ class PoissonCounts(Modality):
         )
         super().__init__(parameter_names=channel.names, event_shape=channel.nominal.shape[1:])
         self._normalised_samples, self._shaped = channel.log_factors is not None, channel.shifts is not None
-        self.register_buffer("nominal", channel.nominal)
+        self.register_buffer("nominal", channel.nominal, persistent=False)
         self.register_buffer("columns", channel.columns, persistent=False)
         if channel.log_factors is not None:
             self.register_buffer("log_hi", channel.log_factors[0], persistent=False)

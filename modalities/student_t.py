@@ -74,8 +74,8 @@ class StudentT(Modality):
         self.event_shape = torch.Size((size,) if event_shape is None else event_shape)
         self.allows_missing = missing
         self.location = Predictor("location", location, (size,), inputs)
-        self.register_buffer("scale", per_entry("scale", scale, size))
-        self.register_buffer("df", per_entry("df", df, size))
+        self.register_buffer("scale", per_entry("scale", scale, size), persistent=False)
+        self.register_buffer("df", per_entry("df", df, size), persistent=False)
 
     def log_evidence(self, x: Tensor, theta: Tensor) -> Tensor:
         """log p(x | θ) in nats: x (*batch, *event_shape), θ (*batch, P_m) -> (*batch)."""

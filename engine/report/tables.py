@@ -92,7 +92,7 @@ def estimate_group(fit: Estimate, intervals: Mapping[str, Interval] | None = Non
 
 def _plugins(fit: Estimate) -> Table:
     """Each plugin's log-evidence and its share of the information about every parameter."""
-    free = [n for n in fit.parameters.names if n not in fit.fixed and n not in fit.bounds][:8]
+    free = [n for n in fit.parameters.names if n not in fit.fixed and fit[n].identified and n not in fit.bounds][:8]
     table = Table(box=box.SIMPLE_HEAD, title="share of the information", title_justify="left")
     table.add_column("plugin")
     table.add_column("N", justify="right")

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from scipy.interpolate import RectBivariateSpline
 from torch import Tensor
 
-from engine import Estimate, Evidence, estimate
+from engine import Estimate, EstimateError, Evidence, estimate
 from engine.optimise import maximise
 from examples.cosmology.build import build
 
@@ -54,6 +54,9 @@ def profile(evidence: Evidence, best: Estimate, held: Mapping[str, Tensor], rows
 
     Returns:
         Shape (K,), in units of χ².
+
+    Raises:
+        EstimateError: where a maximum was not found.
     """
     space = evidence.parameters
     K = len(next(iter(held.values())))
@@ -62,8 +65,12 @@ def profile(evidence: Evidence, best: Estimate, held: Mapping[str, Tensor], rows
         for t in (start, lower, upper):
             t[:, space.index(name)] = value
     parts = zip(start.split(rows), lower.split(rows), upper.split(rows), strict=True)
-    value = torch.cat([maximise(evidence.derivatives, *part, space.scale).at.value for part in parts])
-    return 2.0 * (best.log_evidence - value)
+    found = [maximise(evidence.derivatives, *part, space.scale) for part in parts]
+    if not all(bool(solution.converged.all()) for solution in found):
+        raise EstimateError(
+            "the profile did not converge at every point held; hold fewer components or narrow the window"
+        )
+    return 2.0 * (best.log_evidence - torch.cat([solution.at.value for solution in found]))
 
 
 def draw(sums: Mapping[str, Evidence], points: int = 49) -> Figure:

@@ -11,7 +11,17 @@ import torch
 from torch.distributions import Categorical as Index
 from torch.distributions import Normal, Uniform
 
-from engine import EstimateError, Evidence, Modality, ModalityError, Parameter, ParameterError, ParameterSpace, Status, estimate
+from engine import (
+    EstimateError,
+    Evidence,
+    Modality,
+    ModalityError,
+    Parameter,
+    ParameterError,
+    ParameterSpace,
+    Status,
+    estimate,
+)
 from modalities import Categorical, Constraint, Gaussian, PoissonCounts
 
 
@@ -120,7 +130,10 @@ def test_nonlinear_poisson_fit_has_the_errors_correlations_and_intervals_of_imin
 
 def test_a_logistic_regression_is_that_of_scipy():
     x = normals(200, 3, seed=5)
-    y = (torch.rand(200, generator=torch.Generator().manual_seed(6), dtype=torch.float64) < torch.sigmoid(x @ torch.tensor([1.0, -0.5, 0.3], dtype=torch.float64))).double()
+    y = (
+        torch.rand(200, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+        < torch.sigmoid(x @ torch.tensor([1.0, -0.5, 0.3], dtype=torch.float64))
+    ).double()
 
     class Logistic(Modality):
         def __init__(self):
@@ -196,8 +209,12 @@ def test_parameters_of_size_1e_9_and_1e9_are_fitted_together():
     y = base @ truth + 0.1 * normals(40, seed=9)
     design = base / scale  # columns of 1e9 and 1e-9
 
-    modality = Gaussian(lambda t, X: t @ X.mT, parameter_names=("a", "b", "c"), sd=0.1, inputs={"X": design}, event_shape=(40,))
-    space = ParameterSpace([Parameter(n, bounds=(-100 * s, 100 * s)) for n, s in zip("abc", scale.tolist(), strict=True)])
+    modality = Gaussian(
+        lambda t, X: t @ X.mT, parameter_names=("a", "b", "c"), sd=0.1, inputs={"X": design}, event_shape=(40,)
+    )
+    space = ParameterSpace(
+        [Parameter(n, bounds=(-100 * s, 100 * s)) for n, s in zip("abc", scale.tolist(), strict=True)]
+    )
     fit = estimate(Evidence(space, {"m": modality}, {"m": y[None]}))
     solution = torch.linalg.lstsq(base, y).solution
     inverse = torch.linalg.inv(base.mT @ base) * 0.01
@@ -316,7 +333,8 @@ def test_a_prior_identifies_what_no_plugin_depends_on():
 def test_a_product_of_two_parameters_is_not_identified_along_its_hyperbola():
     """x ~ N(a b, 1): flat along (a, −b) at the maximum."""
     fit = surface(
-        lambda t: -0.5 * (6.0 - t[..., 0] * t[..., 1]) ** 2, [Parameter("a", bounds=(1.0, 100.0)), Parameter("b", bounds=(0.01, 50.0))]
+        lambda t: -0.5 * (6.0 - t[..., 0] * t[..., 1]) ** 2,
+        [Parameter("a", bounds=(1.0, 100.0)), Parameter("b", bounds=(0.01, 50.0))],
     )
     assert fit.status == "not_identified"
     (direction,) = fit.null_directions
@@ -421,7 +439,12 @@ def test_exchangeable_parameters_are_multimodal():
 
 def test_one_maximum_reached_from_many_starts_is_one():
     for seed in range(5):
-        assert surface(lambda t: -((t - 1.0) ** 4 + (t - 1.0) ** 2).sum(-1), [Parameter("a"), Parameter("b")], seed=seed).status == "converged"
+        assert (
+            surface(
+                lambda t: -((t - 1.0) ** 4 + (t - 1.0) ** 2).sum(-1), [Parameter("a"), Parameter("b")], seed=seed
+            ).status
+            == "converged"
+        )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -447,7 +470,9 @@ def test_a_maximum_a_posteriori_with_a_correlated_likelihood_is_the_closed_form(
     C = torch.tensor([[1.0, 0.7], [0.7, 2.0]], dtype=torch.float64)
     prior_mean, prior_sd = torch.tensor([1.0, -1.0], dtype=torch.float64), torch.tensor([0.5, 3.0], dtype=torch.float64)
     x = torch.tensor([[0.3, 0.8], [1.1, -0.2], [0.4, 0.1]], dtype=torch.float64)
-    space = ParameterSpace([Parameter(n, prior=Normal(m, s)) for n, m, s in zip("ab", prior_mean, prior_sd, strict=True)])
+    space = ParameterSpace(
+        [Parameter(n, prior=Normal(m, s)) for n, m, s in zip("ab", prior_mean, prior_sd, strict=True)]
+    )
     fit = estimate(Evidence(space, {"m": Gaussian(parameter_names=("a", "b"), covariance=C)}, {"m": x}, prior=True))
     precision = 3.0 * torch.linalg.inv(C) + torch.diag(prior_sd**-2)
     theta = torch.linalg.solve(precision, torch.linalg.inv(C) @ x.sum(0) + prior_mean / prior_sd**2)
@@ -522,20 +547,20 @@ def test_everything_fixed_is_the_evidence_there():
 def test_values_that_cannot_be_fixed_or_started_from_are_refused():
     parameters = [Parameter("a", bounds=(0.0, 1.0))]
     with pytest.raises(ParameterError, match="outside its bounds"):
-        surface(lambda t: -t[..., 0] ** 2, parameters, fixed={"a": 2.0})
+        surface(lambda t: -(t[..., 0] ** 2), parameters, fixed={"a": 2.0})
     with pytest.raises(ParameterError, match="no parameter 'z'"):
-        surface(lambda t: -t[..., 0] ** 2, parameters, fixed={"z": 2.0})
+        surface(lambda t: -(t[..., 0] ** 2), parameters, fixed={"z": 2.0})
     with pytest.raises(ParameterError):
-        surface(lambda t: -t[..., 0] ** 2, parameters, fixed={"a": math.nan})
+        surface(lambda t: -(t[..., 0] ** 2), parameters, fixed={"a": math.nan})
     with pytest.raises(ParameterError):
-        surface(lambda t: -t[..., 0] ** 2, parameters, start={"a": math.nan})
+        surface(lambda t: -(t[..., 0] ** 2), parameters, start={"a": math.nan})
 
 
 def test_a_discrete_parameter_left_free_is_refused_with_the_way_out():
     space = ParameterSpace([Parameter("h", prior=Index(torch.tensor([0.5, 0.5])))])
     modality = Categorical(parameter_names=("h",), probabilities=[[0.5, 0.5], [0.9, 0.1]])
     evidence = Evidence(space, {"coin": modality}, {"coin": [0, 0, 1]})
-    with pytest.raises(ParameterError, match="'h' is an index over hypotheses.*probabilities"):
+    with pytest.raises(ParameterError, match=r"'h' is an index over hypotheses.*probabilities"):
         estimate(evidence)
     fixed = estimate(evidence, fixed={"h": 1.0})
     assert fixed.log_evidence == pytest.approx(math.log(0.9 * 0.9 * 0.1), rel=1e-12)
@@ -543,7 +568,7 @@ def test_a_discrete_parameter_left_free_is_refused_with_the_way_out():
 
 def test_an_error_of_a_plugin_stops_the_fit():
     def broken(t):
-        return torch.where(t[..., 0] > 0.5, math.nan, -t[..., 0] ** 2)
+        return torch.where(t[..., 0] > 0.5, math.nan, -(t[..., 0] ** 2))
 
     with pytest.raises(ModalityError, match="plugin 's'"):
         surface(broken, [Parameter("a", prior=Uniform(0.0, 1.0))])
@@ -574,7 +599,11 @@ def awkward():
         [Parameter("held", bounds=(0.0, 9.0), unit="eV"), Parameter("set"), Parameter("idle"), Parameter("fine")]
     )
     modality = Gaussian(parameter_names=("held", "set", "fine"), sd=[1.0, 1.0, 0.5])
-    return estimate(Evidence(space, {"m": modality}, {"m": [[-1.0, 0.2, 3.0]]}), fixed={"set": 0.1}, provenance={"digest": "sha256:abc"})
+    return estimate(
+        Evidence(space, {"m": modality}, {"m": [[-1.0, 0.2, 3.0]]}),
+        fixed={"set": 0.1},
+        provenance={"digest": "sha256:abc"},
+    )
 
 
 def test_json_carries_every_number_and_no_infinity():
@@ -625,7 +654,10 @@ def test_the_printed_table_of_a_failed_fit_has_no_numbers_to_copy():
 
 
 def test_shares_of_the_information_are_printed_per_plugin():
-    modalities = {"north": Gaussian(parameter_names=("mu",), sd=1.0), "south": Gaussian(parameter_names=("mu",), sd=2.0)}
+    modalities = {
+        "north": Gaussian(parameter_names=("mu",), sd=1.0),
+        "south": Gaussian(parameter_names=("mu",), sd=2.0),
+    }
     fit = estimate(Evidence(ParameterSpace([Parameter("mu")]), modalities, {"north": [[1.0]], "south": [[2.0]]}))
     lines = str(fit).splitlines()
     assert any("north" in row and "80.0 %" in row for row in lines)
@@ -633,7 +665,7 @@ def test_shares_of_the_information_are_printed_per_plugin():
 
 
 def test_an_unknown_kind_of_covariance_or_interval_is_refused_with_those_there_are():
-    fit = surface(lambda t: -t[..., 0] ** 2, [Parameter("a")])
+    fit = surface(lambda t: -(t[..., 0] ** 2), [Parameter("a")])
     with pytest.raises(EstimateError, match="observed, expected, godambe, got 'fisher'"):
         fit.uncertainty("fisher")
     with pytest.raises(EstimateError, match="'profile' or 'wald', got 'bootstrap'"):
@@ -645,18 +677,18 @@ def test_an_unknown_kind_of_covariance_or_interval_is_refused_with_those_there_a
 @pytest.mark.parametrize("method", ["profile", "wald"])
 @pytest.mark.parametrize("level", [68.0, 1.0, 0.0, -0.5, math.nan])
 def test_a_level_that_is_no_probability_is_refused_by_every_method(method, level):
-    fit = surface(lambda t: -t[..., 0] ** 2, [Parameter("a")])
+    fit = surface(lambda t: -(t[..., 0] ** 2), [Parameter("a")])
     with pytest.raises(EstimateError, match="between 0 and 1"):
         fit.interval("a", level=level, method=method)
 
 
 def test_constraints_and_priors_of_the_same_law_agree():
     """A unit-normal nuisance as a prior or as an auxiliary measurement: the same posterior mode."""
-    measured = Gaussian(lambda t: t[..., :1] + 0.5 * t[..., 1:], parameter_names=("mu", "alpha"), sd=0.2, event_shape=(1,))
-    free = ParameterSpace([Parameter("mu"), Parameter("alpha")])
-    with_plugin = estimate(
-        Evidence(free, {"m": measured, "c": Constraint("alpha")}, {"m": [[1.0]], "c": [[0.0]]})
+    measured = Gaussian(
+        lambda t: t[..., :1] + 0.5 * t[..., 1:], parameter_names=("mu", "alpha"), sd=0.2, event_shape=(1,)
     )
+    free = ParameterSpace([Parameter("mu"), Parameter("alpha")])
+    with_plugin = estimate(Evidence(free, {"m": measured, "c": Constraint("alpha")}, {"m": [[1.0]], "c": [[0.0]]}))
     known = ParameterSpace([Parameter("mu"), Parameter("alpha", prior=Normal(0.0, 1.0))])
     with_prior = estimate(Evidence(known, {"m": measured}, {"m": [[1.0]]}, prior=True))
     assert torch.allclose(with_plugin.covariance, with_prior.covariance, rtol=1e-10)

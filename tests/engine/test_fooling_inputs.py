@@ -59,7 +59,7 @@ def division(x, theta):
 def test_an_exception_in_a_likelihood_is_an_error_with_the_plugin_s_name(names):
     modalities = {n: Scalar(division) for n in names} | {"good": Scalar(quadratic)}
     data = {n: [float(i)] for i, n in enumerate(modalities)}
-    with pytest.raises(ModalityError, match="tracker.*ZeroDivisionError.*the detector was off") as caught:
+    with pytest.raises(ModalityError, match=r"tracker.*ZeroDivisionError.*the detector was off") as caught:
         fit(space("a"), modalities, data)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert "good" not in str(caught.value)
@@ -71,7 +71,7 @@ def test_an_exception_at_one_corner_of_theta_alone_is_not_taken_for_minus_infini
             raise ValueError("no table beyond 4")
         return quadratic(x, theta)
 
-    with pytest.raises(ModalityError, match="'tracker'.*no table beyond 4"):
+    with pytest.raises(ModalityError, match=r"'tracker'.*no table beyond 4"):
         fit(space("a", prior=Uniform(0.0, 5.0)), {"tracker": Scalar(touchy)}, {"tracker": [2.0]})
 
 
@@ -137,7 +137,7 @@ def test_a_nan_gradient_beside_a_finite_scalar_is_an_error():
         return quadratic(x, theta) + torch.where(a > 10.0, (a - 10.0).sqrt(), torch.zeros_like(a))
 
     evidence = Evidence(space("a"), {"tracker": Scalar(masked)}, {"tracker": [1.0]})
-    with pytest.raises(ModalityError, match="score of plugin 'tracker' is nan at θ = \\(0.25\\)"):
+    with pytest.raises(ModalityError, match=r"score of plugin 'tracker' is nan at θ = \(0.25\)"):
         evidence.derivatives(torch.tensor([[0.25]]))
 
 
@@ -147,7 +147,7 @@ def test_a_nan_gradient_beside_a_finite_scalar_is_an_error():
 def test_the_same_data_under_two_names_is_an_error_that_names_both():
     x = torch.tensor([[57.0, 49.0], [51.0, 42.0]], dtype=torch.float64)
     counts = {n: PoissonCounts(signal=[5.0, 9.0], background=[50.0, 40.0]) for n in ("north", "south", "west")}
-    with pytest.raises(ObservationError, match="'north' and 'south'.*counted twice"):
+    with pytest.raises(ObservationError, match=r"'north' and 'south'.*counted twice"):
         fit(space("mu"), counts, {"north": x, "west": x + 1.0, "south": x.clone()})
 
 
@@ -161,7 +161,10 @@ def test_the_same_data_in_another_dtype_or_container_is_still_the_same_data(conv
 
 def test_the_same_data_scored_by_two_models_is_an_error_too():
     x = torch.tensor([[57.0], [49.0]])
-    modalities = {"counts": PoissonCounts(signal=[5.0], background=[50.0]), "values": Gaussian(parameter_names=("mu",), sd=7.0)}
+    modalities = {
+        "counts": PoissonCounts(signal=[5.0], background=[50.0]),
+        "values": Gaussian(parameter_names=("mu",), sd=7.0),
+    }
     with pytest.raises(ObservationError, match="'counts' and 'values'"):
         fit(space("mu"), modalities, {"counts": x, "values": x})
 
@@ -263,10 +266,15 @@ def test_1e8_events_that_share_a_nuisance_with_their_constraint_leave_it_its_uni
     """n ~ Poisson(1e8 k 1.1^α), α ~ N(0, 1): k takes all that the counts say, so that α keeps 1 and
     σ(k)² = 1e-8 + (ln 1.1)²; their correlation is −ln 1.1 / σ(k)."""
     control = PoissonCounts(
-        background=[1e8], strength=None, scale={"k": "background"}, normalisation={"alpha": {"background": (1 / 1.1, 1.1)}}
+        background=[1e8],
+        strength=None,
+        scale={"k": "background"},
+        normalisation={"alpha": {"background": (1 / 1.1, 1.1)}},
     )
     parameters = ParameterSpace([Parameter("k", bounds=(0.0, 10.0)), Parameter("alpha", bounds=(-5.0, 5.0))])
-    result = fit(parameters, {"control": control, "auxiliary": Constraint("alpha")}, {"control": [[1e8]], "auxiliary": [[0.0]]})
+    result = fit(
+        parameters, {"control": control, "auxiliary": Constraint("alpha")}, {"control": [[1e8]], "auxiliary": [[0.0]]}
+    )
     assert result.status == "converged"
     sd_k = math.hypot(1e-4, math.log(1.1))
     assert result["alpha"].error == pytest.approx(1.0, rel=1e-6)
@@ -305,7 +313,11 @@ def test_float32_scalars_are_summed_in_float64():
 
 @pytest.mark.parametrize(
     ("bad", "rule", "seen"),
-    [(math.nan, "values must be finite", "nan"), (math.inf, "values must be finite", "inf"), (-3.0, "counts must be >= 0", "-3")],
+    [
+        (math.nan, "values must be finite", "nan"),
+        (math.inf, "values must be finite", "inf"),
+        (-3.0, "counts must be >= 0", "-3"),
+    ],
 )
 def test_impossible_counts_are_an_error_with_rule_value_index_and_plugin(bad, rule, seen):
     x = torch.full((20, 2), 50.0, dtype=torch.float64)
@@ -337,7 +349,7 @@ def test_an_unknown_modality_is_an_error_that_lists_those_there_are():
 
 
 def test_a_modality_of_nan_is_an_error_and_not_a_missing_one():
-    with pytest.raises(ObservationError, match="nan at observation 0.*plugin 'south'"):
+    with pytest.raises(ObservationError, match=r"nan at observation 0.*plugin 'south'"):
         fit(space("mu"), two_detectors(), {"north": [[0.5]], "south": [[math.nan]]})
 
 

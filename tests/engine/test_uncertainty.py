@@ -100,7 +100,9 @@ def test_expected_information_without_a_closed_form_comes_from_simulated_scores(
 def test_expected_information_of_incomplete_data_counts_what_was_measured():
     """Half of the entries missing: half of the information."""
     x = torch.tensor([[0.4, math.nan], [math.nan, 0.7], [math.nan, 0.1], [0.3, math.nan]], dtype=torch.float64)
-    modality = Gaussian(lambda t: t.expand(*t.shape[:-1], 2), parameter_names=("mu",), sd=1.0, event_shape=(2,), missing=True)
+    modality = Gaussian(
+        lambda t: t.expand(*t.shape[:-1], 2), parameter_names=("mu",), sd=1.0, event_shape=(2,), missing=True
+    )
     fit = estimate(Evidence(ParameterSpace([Parameter("mu")]), {"m": modality}, {"m": x}))
     assert fit.uncertainty("observed").sd.item() == pytest.approx(0.5, rel=1e-12)
     assert fit.uncertainty("expected").sd.item() == pytest.approx(0.5, rel=1e-12)
@@ -126,7 +128,12 @@ def test_the_kind_asked_for_is_the_covariance_of_the_estimate():
 
 def test_a_saddle_has_no_covariance():
     with pytest.raises(EstimateError, match="negative eigenvalue"):
-        covariance(torch.diag(torch.tensor([1.0, -0.5], dtype=torch.float64)), torch.zeros(2, dtype=torch.bool), torch.zeros(2), kind="observed")
+        covariance(
+            torch.diag(torch.tensor([1.0, -0.5], dtype=torch.float64)),
+            torch.zeros(2, dtype=torch.bool),
+            torch.zeros(2),
+            kind="observed",
+        )
 
 
 # ---- Godambe
@@ -139,7 +146,9 @@ def misspecified(seed, n=400):
 
 def test_godambe_of_a_mean_with_the_wrong_error_is_the_sample_s_own():
     x = misspecified(0)
-    fit = estimate(Evidence(ParameterSpace([Parameter("mu")]), {"m": Gaussian(parameter_names=("mu",), sd=1.0)}, {"m": x}))
+    fit = estimate(
+        Evidence(ParameterSpace([Parameter("mu")]), {"m": Gaussian(parameter_names=("mu",), sd=1.0)}, {"m": x})
+    )
     assert fit.uncertainty("observed").sd.item() == pytest.approx(0.05, rel=1e-12)
     sample = float(x.std(correction=0)) / 20.0
     assert fit.uncertainty("godambe").sd.item() == pytest.approx(sample, rel=1e-9)
@@ -173,7 +182,9 @@ class Line(Modality):
 
 def test_godambe_of_a_regression_is_white_s_sandwich():
     t, y = regression()
-    fit = estimate(Evidence(ParameterSpace([Parameter("a"), Parameter("b")]), {"m": Line()}, {"m": torch.stack([t, y], 1)}))
+    fit = estimate(
+        Evidence(ParameterSpace([Parameter("a"), Parameter("b")]), {"m": Line()}, {"m": torch.stack([t, y], 1)})
+    )
     X = torch.stack([torch.ones_like(t), t], 1)
     bread = torch.linalg.inv(X.mT @ X)
     residual = y - X @ torch.linalg.lstsq(X, y).solution
@@ -189,7 +200,9 @@ def test_godambe_of_a_right_model_is_the_observed_covariance():
     x = normals(N, 2, seed=8) @ torch.linalg.cholesky(torch.tensor([[1.0, 0.6], [0.6, 2.0]], dtype=torch.float64)).mT
     modality = Gaussian(parameter_names=("a", "b"), covariance=[[1.0, 0.6], [0.6, 2.0]])
     fit = estimate(Evidence(ParameterSpace([Parameter("a"), Parameter("b")]), {"m": modality}, {"m": x}))
-    assert torch.allclose(fit.uncertainty("godambe").matrix, fit.covariance, rtol=4 * math.sqrt(2 / N), atol=4 * math.sqrt(2) / N)
+    assert torch.allclose(
+        fit.uncertainty("godambe").matrix, fit.covariance, rtol=4 * math.sqrt(2 / N), atol=4 * math.sqrt(2) / N
+    )
 
 
 def test_godambe_with_a_prior_counts_the_prior_in_the_curvature_and_not_in_the_variability():
@@ -261,7 +274,11 @@ def test_godambe_at_a_bound_is_projected_too():
 
 
 def test_godambe_without_enough_units_is_refused_by_name():
-    fit = estimate(Evidence(ParameterSpace([Parameter("mu")]), {"lone": Gaussian(parameter_names=("mu",), sd=1.0)}, {"lone": [[1.0]]}))
+    fit = estimate(
+        Evidence(
+            ParameterSpace([Parameter("mu")]), {"lone": Gaussian(parameter_names=("mu",), sd=1.0)}, {"lone": [[1.0]]}
+        )
+    )
     with pytest.raises(EstimateError, match="at least 2 independent observations, got 1 of 'lone'"):
         fit.uncertainty("godambe")
 
@@ -275,8 +292,13 @@ def test_paired_units_of_unequal_number_are_refused():
 def test_godambe_beside_an_auxiliary_measurement_takes_its_own_variance():
     """A constraint is one observation of known variance: K gets 1/σ² from it, as J does."""
     x = misspecified(2)
-    modalities = {"m": Gaussian(lambda t: t.sum(-1, keepdim=True), parameter_names=("mu", "shift"), sd=1.0, event_shape=(1,)), "aux": Constraint("shift", sd=0.1)}
-    fit = estimate(Evidence(ParameterSpace([Parameter("mu"), Parameter("shift")]), modalities, {"m": x, "aux": [[0.0]]}))
+    modalities = {
+        "m": Gaussian(lambda t: t.sum(-1, keepdim=True), parameter_names=("mu", "shift"), sd=1.0, event_shape=(1,)),
+        "aux": Constraint("shift", sd=0.1),
+    }
+    fit = estimate(
+        Evidence(ParameterSpace([Parameter("mu"), Parameter("shift")]), modalities, {"m": x, "aux": [[0.0]]})
+    )
     variance = float(x.var(correction=0)) / 400 + 0.1**2
     assert float(fit.uncertainty("godambe").matrix[0, 0]) == pytest.approx(variance, rel=1e-9)
 
@@ -302,18 +324,28 @@ def test_profile_interval_of_a_poisson_mean_is_where_the_deviance_reaches_its_th
 
 
 def test_profile_interval_of_a_gaussian_is_its_wald_interval():
-    fit = estimate(Evidence(ParameterSpace([Parameter("mu")]), {"m": Gaussian(parameter_names=("mu",), sd=2.0)}, {"m": [[3.0]]}))
+    fit = estimate(
+        Evidence(ParameterSpace([Parameter("mu")]), {"m": Gaussian(parameter_names=("mu",), sd=2.0)}, {"m": [[3.0]]})
+    )
     for level in (ONE_SIGMA, 0.95, 0.9999):
         z = scipy.stats.norm.ppf(0.5 + level / 2)
         for method in ("profile", "wald"):
-            assert tuple(fit.interval("mu", level=level, method=method)) == pytest.approx((3.0 - 2 * z, 3.0 + 2 * z), abs=1e-5)
+            assert tuple(fit.interval("mu", level=level, method=method)) == pytest.approx(
+                (3.0 - 2 * z, 3.0 + 2 * z), abs=1e-5
+            )
 
 
 def test_profile_intervals_do_not_depend_on_how_a_parameter_is_written():
     n = 4.0
-    plain = estimate(Evidence(ParameterSpace([Parameter("mu", bounds=(1e-6, 100.0))]), {"m": PoissonCounts(signal=[1.0])}, {"m": [[n]]}))
+    plain = estimate(
+        Evidence(
+            ParameterSpace([Parameter("mu", bounds=(1e-6, 100.0))]), {"m": PoissonCounts(signal=[1.0])}, {"m": [[n]]}
+        )
+    )
     logarithmic = surface(lambda t: n * t[..., 0] - t[..., 0].exp(), [Parameter("log mu".replace(" ", "_"))])
-    assert tuple(math.exp(v) for v in logarithmic.interval("log_mu")) == pytest.approx(tuple(plain.interval("mu")), rel=1e-5)
+    assert tuple(math.exp(v) for v in logarithmic.interval("log_mu")) == pytest.approx(
+        tuple(plain.interval("mu")), rel=1e-5
+    )
     assert logarithmic["log_mu"].error * 4.0 == pytest.approx(plain["mu"].error, rel=1e-6)
 
 
@@ -361,8 +393,11 @@ def test_both_ends_may_be_bounds():
 
 
 def test_a_wald_interval_at_a_bound_is_refused_and_the_profile_offered():
-    fit = surface(lambda t: -0.5 * (t[..., 0] + 0.5) ** 2 - 0.5 * t[..., 1] ** 2, [Parameter("a", bounds=(0.0, 9.0)), Parameter("b")])
-    with pytest.raises(EstimateError, match="'a' is held by its lower bound.*profile"):
+    fit = surface(
+        lambda t: -0.5 * (t[..., 0] + 0.5) ** 2 - 0.5 * t[..., 1] ** 2,
+        [Parameter("a", bounds=(0.0, 9.0)), Parameter("b")],
+    )
+    with pytest.raises(EstimateError, match=r"'a' is held by its lower bound.*profile"):
         fit.interval("a", method="wald")
     assert tuple(fit.interval("b", level=ONE_SIGMA, method="wald")) == pytest.approx((-1.0, 1.0), abs=1e-6)
 
@@ -404,7 +439,9 @@ def test_a_profile_follows_a_nuisance_out_of_the_region_where_the_straight_line_
             return rate - 2.0 * math.log(rate) + 4.0 * g - 4.0 * math.log(g)
 
         least = max(0.0, -5.0 * mu)
-        return scipy.optimize.minimize_scalar(cost, bounds=(least + 1e-12, least + 30.0), method="bounded", options={"xatol": 1e-13}).fun
+        return scipy.optimize.minimize_scalar(
+            cost, bounds=(least + 1e-12, least + 30.0), method="bounded", options={"xatol": 1e-13}
+        ).fun
 
     for level in (ONE_SIGMA, 0.95, 0.997, 0.99999):
         threshold = 0.5 * scipy.stats.chi2.ppf(level, 1)
@@ -422,14 +459,22 @@ def skewed():
     """Two Poisson regions that share two correlated nuisances."""
     modalities = {
         "signal": PoissonCounts(
-            signal=[6.0, 2.0], background=[8.0, 10.0], normalisation={"a": {"background": (0.8, 1.25), "signal": (0.9, 1.1)}, "b": {"background": (0.7, 1.4)}}
+            signal=[6.0, 2.0],
+            background=[8.0, 10.0],
+            normalisation={"a": {"background": (0.8, 1.25), "signal": (0.9, 1.1)}, "b": {"background": (0.7, 1.4)}},
         ),
-        "control": PoissonCounts(background=[30.0], strength=None, normalisation={"a": {"background": (0.85, 1.2)}, "b": {"background": (1.1, 0.9)}}),
+        "control": PoissonCounts(
+            background=[30.0],
+            strength=None,
+            normalisation={"a": {"background": (0.85, 1.2)}, "b": {"background": (1.1, 0.9)}},
+        ),
         "aux a": Constraint("a"),
         "aux b": Constraint("b"),
     }
     data = {"signal": [[19.0, 12.0]], "control": [[36.0]], "aux a": [[0.0]], "aux b": [[0.0]]}
-    space = ParameterSpace([Parameter("mu", bounds=(-1.0, 20.0)), Parameter("a", bounds=(-5.0, 5.0)), Parameter("b", bounds=(-5.0, 5.0))])
+    space = ParameterSpace(
+        [Parameter("mu", bounds=(-1.0, 20.0)), Parameter("a", bounds=(-5.0, 5.0)), Parameter("b", bounds=(-5.0, 5.0))]
+    )
 
     def cost(mu, a, b):
         def eta(alpha, low, high):
@@ -547,7 +592,9 @@ def test_estimates_errors_and_intervals_near_a_bound_are_the_closed_forms_for_a_
                 assert (low <= 0.0 <= high) == (drop <= 1.0)
 
 
-@pytest.mark.parametrize(("distance", "projected", "profile", "full"), list(zip(DISTANCES, PROJECTED, PROFILE, FULL, strict=True)))
+@pytest.mark.parametrize(
+    ("distance", "projected", "profile", "full"), list(zip(DISTANCES, PROJECTED, PROFILE, FULL, strict=True))
+)
 def test_the_closed_forms_have_the_published_coverage(distance, projected, profile, full):
     """Integrals over the data of what the grid above shows the engine to return; the published numbers are
     simulations, with a standard error of about 0.002: within 3 of them."""
@@ -571,7 +618,9 @@ def test_the_closed_forms_have_the_published_coverage(distance, projected, profi
         return q(z1 - np.maximum(0.0, z1 - RHO * z2), z2) - q(min(z1, 0.0), z2 - estimate_of(z1, z2))
 
     tolerance = 3 * 0.002
-    assert coverage(lambda z1, z2: np.abs(estimate_of(z1, z2)) <= (0.6 if z1 < 0 else 1.0)) == pytest.approx(projected, abs=tolerance)
+    assert coverage(lambda z1, z2: np.abs(estimate_of(z1, z2)) <= (0.6 if z1 < 0 else 1.0)) == pytest.approx(
+        projected, abs=tolerance
+    )
     assert coverage(lambda z1, z2: drop(z1, z2) <= 1.0) == pytest.approx(profile, abs=tolerance)
     assert coverage(lambda z1, z2: np.abs(estimate_of(z1, z2)) <= 1.0) == pytest.approx(full, abs=tolerance)
 

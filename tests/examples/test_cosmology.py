@@ -16,7 +16,7 @@ from torch import Tensor
 from engine import Estimate, Evidence, Parameter, ParameterSpace, Registry, estimate
 from engine.uncertainty import covariance
 from examples.cosmology import build, compress_supernovae, tables
-from examples.cosmology.contours import profile
+from examples.cosmology.contours import draw, profile
 from examples.cosmology.flat_lcdm import (
     SPEED_OF_LIGHT,
     bao_ratios,
@@ -253,6 +253,15 @@ def test_the_profile_on_the_plane_is_that_of_the_intervals() -> None:
     matter, hubble = torch.cartesian_prod(double(low, fit["Om"].value, high), hubble).unbind(-1)
     smallest = profile(sums, fit, {"Om": matter, "H0": hubble}).reshape(3, -1).amin(-1)
     assert smallest.tolist() == pytest.approx([3.841, 0.0, 3.841], abs=0.001)
+
+
+def test_the_figure_is_drawn_with_the_numbers_of_the_fit(tmp_path: Path) -> None:
+    registry = build.build(tmp_path / "workspace")
+    sums = {name: registry.evidence(only=name) for name in registry.plugins} | {"all": registry.evidence()}
+    figure = draw(sums, points=9)
+    figure.savefig(tmp_path / "figure.png", dpi=50)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert any("0.296 \\pm 0.012" in text and "69.2 \\pm 1.7" in text for text in texts)
 
 
 @needs_shared

@@ -105,7 +105,10 @@ def test_top_mass_of_one_experiment_is_its_closed_form(cases, experiment):
     silent = [n for n in combination.nuisances if n.endswith(other)]
     assert silent
     for nuisance in silent:  # only its own constraint speaks about it
-        assert (fit[nuisance].value, fit[nuisance].error) == (pytest.approx(0.0, abs=1e-9), pytest.approx(1.0, rel=1e-9))
+        assert (fit[nuisance].value, fit[nuisance].error) == (
+            pytest.approx(0.0, abs=1e-9),
+            pytest.approx(1.0, rel=1e-9),
+        )
 
 
 def test_top_mass_weights_are_those_of_the_best_linear_unbiased_estimator(cases):
@@ -217,7 +220,9 @@ def test_bcg_profile_of_the_heterogeneity_is_lopsided(cases):
     case = cases["BCG_meta"]
     fit = estimate(Trials(case).evidence())
     low, high = fit.interval("log_tau", level=ONE_SIGMA)
-    assert (high - fit["log_tau"].value) / (fit["log_tau"].value - low) == pytest.approx(0.2692952 / 0.2551512, rel=1e-4)
+    assert (high - fit["log_tau"].value) / (fit["log_tau"].value - low) == pytest.approx(
+        0.2692952 / 0.2551512, rel=1e-4
+    )
 
 
 def test_bcg_without_heterogeneity_is_the_published_fixed_effect(cases):
@@ -262,7 +267,9 @@ def test_bcg_restricted_likelihood_is_the_published_one(cases):
 def test_alpha_s_average_is_the_weighted_mean(cases, which):
     case = cases["alpha_s_PDG"]
     inputs, expected = case["inputs"], case["expected"][which]
-    modalities = {n: Gaussian(parameter_names=("alpha_s",), sd=s) for n, s in zip(inputs["names"], inputs["sd"], strict=True)}
+    modalities = {
+        n: Gaussian(parameter_names=("alpha_s",), sd=s) for n, s in zip(inputs["names"], inputs["sd"], strict=True)
+    }
     data = {n: [[v]] for n, v in zip(inputs["names"], inputs["values"], strict=True)}
     if which == "without_lattice":
         del data["lattice FLAG"]

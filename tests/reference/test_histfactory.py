@@ -71,7 +71,7 @@ class Workspace:
         return estimate(self.evidence(data), **options)
 
     def initial(self):
-        start = {n: 1.0 for n in self.parameters.names}
+        start = dict.fromkeys(self.parameters.names, 1.0)
         return start | {n: 0.0 for n in start if self.parameters[n].bounds == (-5.0, 5.0)}
 
 
