@@ -124,7 +124,11 @@ def list_(workspace: Workspace = Path("."), as_json: AsJson = False) -> None:
     for e in registry.plugins.values():
         names = ", ".join(e.parameters[:6]) + (f" and {len(e.parameters) - 6} more" if len(e.parameters) > 6 else "")
         plugins.add_row(
-            escape(e.name), escape(e.factory), escape(names), e.content.removeprefix("sha256:")[:12], str(e.appended.date())
+            escape(e.name),
+            escape(e.factory),
+            escape(names),
+            e.content.removeprefix("sha256:")[:12],
+            str(e.appended.date()),
         )
     _print(parameters, plugins, f"digest {registry.digest}")
 

@@ -300,6 +300,10 @@ class MemoryGuard(TorchDispatchMode):
         self.budget = budget
         self.made = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, which takes two seconds, for the first tensor
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs)))

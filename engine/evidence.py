@@ -36,7 +36,9 @@ __all__ = ["Contribution", "Derivatives", "Evidence"]
 
 _STACK_FROM = 8  # fewer plugins than this are quicker one by one than through vmap
 _KEPT = 2**22  # numbers of one plugin's data that are kept ready between evaluations
-_ELEMENTS = 2**18  # entries of (θ, observation, event) evaluated together: a modality may need hundreds of numbers for each
+_ELEMENTS = (
+    2**18
+)  # entries of (θ, observation, event) evaluated together: a modality may need hundreds of numbers for each
 
 
 @dataclass(frozen=True)

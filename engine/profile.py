@@ -24,8 +24,9 @@ from engine.evidence import Evidence
 from engine.optimise import maximise
 from engine.uncertainty import Interval
 
-__all__ = ["profile_intervals", "profiled"]
+__all__ = ["profile_at", "profile_intervals", "profiled"]
 
+_ROWS = 1024  # points profiled together, which bounds memory
 _FAR = 1e8  # in standard errors: an end that is further away does not exist
 
 
@@ -53,6 +54,47 @@ def profiled(
     solution = maximise(evidence.derivatives, theta, low, high, scale)
     fine = solution.converged | (solution.edm < 1e-6) | torch.isinf(solution.at.value)
     return solution.at.value, solution.at.score[rows, columns], solution.theta, fine
+
+
+def profile_at(
+    evidence: Evidence,
+    theta: Tensor,
+    columns: Sequence[int],
+    values: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    scale: Tensor,
+) -> Tensor:
+    """max S over the other components, with some held at given values.
+
+    Arguments:
+        evidence: S.
+        theta: Where the searches start, shape (P,).
+        columns: The C components held.
+        values: What they are held at, shape (K, C), inside their bounds.
+        lower, upper, scale: As in :func:`engine.optimise.maximise`, shape (P,).
+
+    Returns:
+        Shape (K,), in nats; −∞ where no search found a possible point.
+
+    Raises:
+        EstimateError: naming the first point where no maximum was found.
+    """
+    start, low, high = (t.repeat(len(values), 1) for t in (theta, lower, upper))
+    for t in (start, low, high):
+        t[:, columns] = values
+    out = []
+    for part in zip(start.split(_ROWS), low.split(_ROWS), high.split(_ROWS), strict=True):
+        solution = maximise(evidence.derivatives, *part, scale)
+        fine = solution.converged | (solution.edm < 1e-6) | torch.isinf(solution.at.value)
+        if not bool(fine.all()):
+            row = part[0][int((~fine).nonzero()[0]), columns].tolist()
+            where = ", ".join(f"{evidence.parameters.names[c]} = {v:.6g}" for c, v in zip(columns, row, strict=True))
+            raise EstimateError(
+                f"the profile at {where} did not converge; hold fewer components, or stay nearer to the maximum"
+            )
+        out.append(solution.at.value)
+    return torch.cat(out)
 
 
 def profile_intervals(

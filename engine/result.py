@@ -15,7 +15,7 @@ from torch import Tensor
 from engine.errors import EstimateError, ParameterError
 from engine.evidence import Contribution, Evidence
 from engine.parameters import ParameterSpace
-from engine.profile import profile_intervals
+from engine.profile import profile_at, profile_intervals
 from engine.uncertainty import Covariance, Interval, covariance, godambe, variability
 
 __all__ = [
@@ -210,6 +210,32 @@ class Estimate:
         )
         rest = iter(found)
         return {n: _whole_range(self.parameters[n].bounds, level) if n in deaf else next(rest) for n in names}
+
+    def profile(self, held: Mapping[str, Sequence[float] | Tensor]) -> Tensor:
+        """D = 2 [S(θ̂) − max S] with some parameters held, the others free inside their bounds.
+
+        Arguments:
+            held: Parameter -> the values it is held at, K of them each; for a contour, the points of a grid.
+
+        Returns:
+            Shape (K,): below ``scipy.stats.chi2.ppf(level, len(held))`` inside the region of that level.
+
+        Raises:
+            EstimateError: for a failed fit, or where a maximum was not found.
+            ParameterError: for unequal lengths or values outside the bounds.
+        """
+        evidence = self._usable("a profile")
+        columns = self.parameters.indices(list(held))
+        given = [torch.as_tensor(v, dtype=torch.float64).reshape(-1) for v in held.values()]
+        if not given or len({len(v) for v in given}) > 1:
+            raise ParameterError(f"give K values for each parameter held, got {[len(v) for v in given]}")
+        lower, upper = box(self.parameters, self.fixed)
+        for name, v in zip(held, given, strict=True):
+            low, high = self.parameters[name].bounds
+            if not bool(((v >= low) & (v <= high)).all()):
+                raise ParameterError(f"'{name}' cannot be held outside its bounds ({low:g}, {high:g})")
+        args = (columns, torch.stack(given, -1), lower, upper, self.parameters.scale)
+        return 2.0 * (self.log_evidence - profile_at(evidence, self.theta, *args))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything a machine would want, as plain values; infinite and undefined numbers are None."""

@@ -23,13 +23,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from scipy.interpolate import RectBivariateSpline
-from torch import Tensor
 
-from engine import Estimate, EstimateError, Evidence, estimate
-from engine.optimise import maximise
+from engine import Estimate, Evidence, estimate
 from examples.cosmology.build import build
 
-__all__ = ["draw", "profile"]
+__all__ = ["draw"]
 
 LEVELS = tuple(float(scipy.stats.chi2.ppf(p, 2)) for p in (0.68, 0.95))
 WINDOW = {"Om": (0.15, 0.52), "H0": (58.0, 80.0)}
@@ -43,36 +41,6 @@ STYLE = {
 Point = tuple[float, float]
 
 
-def profile(evidence: Evidence, best: Estimate, held: Mapping[str, Tensor], rows: int = 1024) -> Tensor:
-    """D = 2 [S(θ̂) − max S] with some components held, the others free inside their bounds.
-
-    Arguments:
-        evidence: S.
-        best: Its maximum.
-        held: Component -> the values it is held at, each of shape (K,).
-        rows: How many points are maximised together.
-
-    Returns:
-        Shape (K,), in units of χ².
-
-    Raises:
-        EstimateError: where a maximum was not found.
-    """
-    space = evidence.parameters
-    K = len(next(iter(held.values())))
-    start, lower, upper = (t.repeat(K, 1) for t in (best.theta, space.lower, space.upper))
-    for name, value in held.items():
-        for t in (start, lower, upper):
-            t[:, space.index(name)] = value
-    parts = zip(start.split(rows), lower.split(rows), upper.split(rows), strict=True)
-    found = [maximise(evidence.derivatives, *part, space.scale) for part in parts]
-    if not all(bool(solution.converged.all()) for solution in found):
-        raise EstimateError(
-            "the profile did not converge at every point held; hold fewer components or narrow the window"
-        )
-    return 2.0 * (best.log_evidence - torch.cat([solution.at.value for solution in found]))
-
-
 def draw(sums: Mapping[str, Evidence], points: int = 49) -> Figure:
     """The figure, from the evidence of each probe and, under ``"all"``, of their sum."""
     matter, hubble = (torch.linspace(*WINDOW[name], points, dtype=torch.float64) for name in ("Om", "H0"))
@@ -80,7 +48,7 @@ def draw(sums: Mapping[str, Evidence], points: int = 49) -> Figure:
     fits = {name: estimate(evidence) for name, evidence in sums.items()}
     held = {"Om": plane[:, 0], "H0": plane[:, 1]}
     smooth = {
-        name: RectBivariateSpline(matter, hubble, profile(sums[name], fit, held).reshape(points, points))
+        name: RectBivariateSpline(matter, hubble, fit.profile(held).reshape(points, points))
         for name, fit in fits.items()
     }
     with matplotlib.rc_context({"font.size": 10, "axes.linewidth": 0.8}):

@@ -16,7 +16,7 @@ from torch import Tensor
 from engine import Estimate, Evidence, Parameter, ParameterSpace, Registry, estimate
 from engine.uncertainty import covariance
 from examples.cosmology import build, compress_supernovae, tables
-from examples.cosmology.contours import draw, profile
+from examples.cosmology.contours import draw
 from examples.cosmology.flat_lcdm import (
     SPEED_OF_LIGHT,
     bao_ratios,
@@ -251,7 +251,7 @@ def test_the_profile_on_the_plane_is_that_of_the_intervals() -> None:
     # the smallest D along H0, at each end of the interval of Om, is the threshold of the interval
     hubble = fit["H0"].value + torch.linspace(-3.0, 3.0, 121, dtype=torch.float64)
     matter, hubble = torch.cartesian_prod(double(low, fit["Om"].value, high), hubble).unbind(-1)
-    smallest = profile(sums, fit, {"Om": matter, "H0": hubble}).reshape(3, -1).amin(-1)
+    smallest = fit.profile({"Om": matter, "H0": hubble}).reshape(3, -1).amin(-1)
     assert smallest.tolist() == pytest.approx([3.841, 0.0, 3.841], abs=0.001)
 
 
