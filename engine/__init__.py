@@ -1,26 +1,32 @@
-"""The scalar-evidence engine: sum one log-evidence per kind of data, and say what θ is."""
+"""The scalar-evidence engine: sum one log-evidence per kind of data, and say what θ is.
 
-from engine.errors import (
-    ContractError,
-    EstimateError,
-    EvidenceError,
-    ModalityError,
-    ObservationError,
-    ParameterError,
-    RegistryError,
-    TamperedError,
-    UnknownPluginError,
-    UntrustedError,
-)
-from engine.estimate import estimate
-from engine.evidence import Contribution, Derivatives, Evidence
-from engine.hypotheses import Comparison
-from engine.modality import Modality
-from engine.observations import Observations
-from engine.parameters import Parameter, ParameterSpace
-from engine.registry import Registry
-from engine.result import Estimate, ParameterEstimate, Status
-from engine.uncertainty import Covariance, Interval
+Names are imported when they are first used, so that ``evidence --help`` does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.errors import (
+        ContractError,
+        EstimateError,
+        EvidenceError,
+        ModalityError,
+        ObservationError,
+        ParameterError,
+        RegistryError,
+        TamperedError,
+        UnknownPluginError,
+        UntrustedError,
+    )
+    from engine.evidence import Contribution, Derivatives, Evidence
+    from engine.hypotheses import Comparison
+    from engine.modality import Modality
+    from engine.observations import Observations
+    from engine.parameters import Parameter, ParameterSpace
+    from engine.registry import Registry
+    from engine.result import Estimate, ParameterEstimate, Status
+    from engine.uncertainty import Covariance, Interval
 
 __all__ = [
     "Comparison",
@@ -47,5 +53,33 @@ __all__ = [
     "TamperedError",
     "UnknownPluginError",
     "UntrustedError",
-    "estimate",
 ]
+
+_HOME = {
+    "Comparison": "hypotheses",
+    "Contribution": "evidence",
+    "Covariance": "uncertainty",
+    "Derivatives": "evidence",
+    "Estimate": "result",
+    "Evidence": "evidence",
+    "Interval": "uncertainty",
+    "Modality": "modality",
+    "Observations": "observations",
+    "Parameter": "parameters",
+    "ParameterEstimate": "result",
+    "ParameterSpace": "parameters",
+    "Registry": "registry",
+    "Status": "result",
+}  # every other public name is an error
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'engine' has no attribute {name!r}")
+    value = getattr(import_module(f"engine.{_HOME.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -300,3 +300,7 @@ def estimate(
 
 def _number(value: float) -> float | None:
     return value if abs(value) != float("inf") else None
+
+
+if __name__ == "__main__":
+    main()

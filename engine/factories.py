@@ -109,33 +109,31 @@ def resolve(reference: str, kind: str, trust: bool = False) -> Any:
             f"a class or function must be named 'package.module:Name', got {reference!r:.200}; it was not followed"
         )
     module, path = match["module"], match["path"]
-    if trust or _vouched(module):
-        try:
-            found = _walk(importlib.import_module(module), path)
-        except Exception as error:  # a module may raise anything while it runs
-            raise RegistryError(
-                f"'{reference}' cannot be imported: {type(error).__name__}: {error}; install the package that has it"
-            ) from error
-        if found is None and not trust and "." in path:
-            raise UntrustedError(
-                f"a plugin names '{reference}', but names are followed through classes only, and nobody vouches "
-                "for what lies behind anything else. It was not followed: name the module that defines the object"
-            )
-        if found is None:
-            raise RegistryError(
-                f"module '{module}' has no '{path}'; install the version of its package it was written with"
-            )
-        if not trust and not _belongs(found):
-            raise UntrustedError(
-                f"a plugin names '{reference}', which comes from the module {found.__module__!r} and is only "
-                f"passed on by '{module}'; nobody vouches for it. Read what it does and pass trust=True"
-            )
-    elif kind == "modality" and _is(kind, found := _walk(sys.modules.get(module), path)):
-        pass  # the running program imported the module itself
-    elif kind == "module" and _from_torch(found := _walk(sys.modules.get(module), path)):
-        pass
-    else:
+    loaded = _walk(sys.modules.get(module), path)
+    if (kind == "modality" and _is(kind, loaded)) or (kind == "module" and _from_torch(loaded)):
+        return loaded  # the running program imported the module itself
+    if not trust and not _vouched(module):
         raise UntrustedError(_refusal(reference, module, kind))
+    try:
+        found = _walk(importlib.import_module(module), path)
+    except Exception as error:  # a module may raise anything while it runs
+        raise RegistryError(
+            f"'{reference}' cannot be imported: {type(error).__name__}: {error}; install the package that has it"
+        ) from error
+    if found is None and not trust and "." in path:
+        raise UntrustedError(
+            f"a plugin names '{reference}', but names are followed through classes only, and nobody vouches "
+            "for what lies behind anything else. It was not followed: name the module that defines the object"
+        )
+    if found is None:
+        raise RegistryError(
+            f"module '{module}' has no '{path}'; install the version of its package it was written with"
+        )
+    if not trust and not _belongs(found):
+        raise UntrustedError(
+            f"a plugin names '{reference}', which comes from the module {found.__module__!r} and is only "
+            f"passed on by '{module}'; nobody vouches for it. Read what it does and pass trust=True"
+        )
     return find(sys.modules[module], path, kind)
 
 

@@ -285,12 +285,17 @@ def _read(folder: Path, trust: bool, guarded: bool) -> Modality:
             f"{folder / 'code.py'} is the plugin's own code and would be run; read that file, then pass trust=True"
         )
 
+    found: dict[tuple[str, str], Any] = {}
+
     def lookup(name: str, kind: str) -> Any:
-        if not name.startswith("code:"):
-            return resolve(name, kind, trust)
+        if (name, kind) not in found:
+            found[name, kind] = resolve(name, kind, trust) if not name.startswith("code:") else own(name[5:], kind)
+        return found[name, kind]
+
+    def own(name: str, kind: str) -> Any:
         if not info.has_code:
-            raise RegistryError(f"{folder / 'plugin.toml'} names {name!r}, but ships no code.py")
-        return find(_load_code(folder / "code.py"), name.removeprefix("code:"), kind)
+            raise RegistryError(f"{folder / 'plugin.toml'} names 'code:{name}', but ships no code.py")
+        return find(_load_code(folder / "code.py"), name, kind)
 
     factory = lookup(info.factory, "modality")
     headers = array_headers(folder / "weights.zarr")

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine import Estimate, Evidence, Parameter, ParameterSpace, estimate
+from engine import Estimate, Evidence, Parameter, ParameterSpace
+from engine.estimate import estimate
 from examples.cosmology.build import PRIORS, supernovae
 from examples.cosmology.flat_lcdm import supernova_magnitudes
 

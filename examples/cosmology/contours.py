@@ -24,7 +24,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from scipy.interpolate import RectBivariateSpline
 
-from engine import Estimate, Evidence, estimate
+from engine import Estimate, Evidence
+from engine.estimate import estimate
 from examples.cosmology.build import build
 
 __all__ = ["draw"]

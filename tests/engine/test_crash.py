@@ -81,18 +81,18 @@ def killed_at(step, work):
         work()
     return os.waitstatus_to_exitcode(os.waitpid(forked(child), 0)[1]) == 9
 
-def outcome(first, then):
+def fresh():
     root = home / "run"
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(base, root)
     return root
 
-seen, old_new = [], set()
+seen = []
 for supersede in (False, True):
     name = "first" if supersede else "second"
     work = lambda: append(root, name, 1, supersede)
     for step in range(10_000):
-        root = outcome(None, None)
+        root = fresh()
         old = state(root)
         died = killed_at(step, work)
         now = state(root)

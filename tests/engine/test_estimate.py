@@ -20,8 +20,8 @@ from engine import (
     ParameterError,
     ParameterSpace,
     Status,
-    estimate,
 )
+from engine.estimate import estimate
 from modalities import Categorical, Constraint, Gaussian, PoissonCounts
 
 
@@ -554,6 +554,18 @@ def test_values_that_cannot_be_fixed_or_started_from_are_refused():
         surface(lambda t: -(t[..., 0] ** 2), parameters, fixed={"a": math.nan})
     with pytest.raises(ParameterError):
         surface(lambda t: -(t[..., 0] ** 2), parameters, start={"a": math.nan})
+
+
+def test_a_start_outside_the_bounds_is_refused_as_a_fixed_value_is():
+    with pytest.raises(ParameterError, match="outside its bounds"):
+        surface(lambda t: -(t[..., 0] ** 2), [Parameter("a", bounds=(0.0, 1.0))], start={"a": 2.0})
+
+
+def test_a_maximum_without_curvature_does_not_claim_an_error_beyond_its_interval():
+    """−(a − 1)⁴: no curvature to speak of at the maximum, but D = 1 at 1 ± 2^(−1/4)."""
+    fit = surface(lambda t: -((t[..., 0] - 1.0) ** 4), [Parameter("a", bounds=(-9.0, 9.0))])
+    assert tuple(fit.interval("a", level=0.682689492137)) == pytest.approx((1 - 0.5**0.25, 1 + 0.5**0.25), abs=1e-4)
+    assert not fit.converged or fit["a"].error < 18.0
 
 
 def test_a_discrete_parameter_left_free_is_refused_with_the_way_out():

@@ -10,7 +10,8 @@ import zarr
 from torch import nn
 from torch.distributions import Normal, Uniform
 
-from engine import Evidence, Modality, ModalityError, Parameter, ParameterError, ParameterSpace, estimate
+from engine import Evidence, Modality, ModalityError, Parameter, ParameterError, ParameterSpace
+from engine.estimate import estimate
 from modalities import Categorical, Constraint, Gaussian, PoissonCounts, StudentT
 
 
@@ -331,6 +332,15 @@ def test_small_contributions_beside_a_huge_one_are_not_lost():
     x = torch.cat([torch.tensor([1e16]), torch.ones(1000), torch.tensor([-1e16])]).double()
     evidence = Evidence(SPACE, {"m": Plain()}, {"m": x}, block=1)
     assert float(evidence.value(THETA[:1])) == 1000.0
+
+
+def test_changing_the_caller_s_array_afterwards_changes_nothing():
+    """The hash that an estimate carries must be that of the data it was made from."""
+    for x in (torch.ones(3, 1, dtype=torch.float64), np.ones((3, 1)), torch.ones(3, 1)):
+        evidence = Evidence(SPACE, {"m": Gaussian(parameter_names=("b",), sd=1.0)}, {"m": x})
+        before = evidence.value(THETA)
+        x += 1.0
+        assert torch.equal(evidence.value(THETA), before)
 
 
 @pytest.mark.parametrize("n", [8, 20])

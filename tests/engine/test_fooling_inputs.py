@@ -16,8 +16,8 @@ from engine import (
     Parameter,
     ParameterSpace,
     UnknownPluginError,
-    estimate,
 )
+from engine.estimate import estimate
 from modalities import Constraint, Gaussian, PoissonCounts, StudentT
 
 ONE_SIGMA = 0.682689492137086

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from engine import Evidence, Modality, Parameter, ParameterSpace, estimate
+from engine import Evidence, Modality, Parameter, ParameterSpace
+from engine.estimate import estimate
 from modalities import Gaussian, PoissonCounts
 
 TRUTH = {"strength": 1.3, "scale": 0.9, "shift": -0.4, "width": 1.5, "alpha": 0.3}

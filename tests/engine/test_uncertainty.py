@@ -1,5 +1,6 @@
 """Errors and intervals: closed forms, iminuit's, and the coverage they claim."""
 
+import itertools
 import math
 
 import iminuit
@@ -11,7 +12,8 @@ import scipy.stats
 import torch
 from torch.distributions import Normal, Uniform
 
-from engine import EstimateError, Evidence, Modality, ModalityError, Parameter, ParameterSpace, estimate
+from engine import EstimateError, Evidence, Modality, ModalityError, Parameter, ParameterSpace
+from engine.estimate import estimate
 from engine.uncertainty import covariance
 from modalities import Constraint, Gaussian, PoissonCounts, StudentT
 
@@ -423,36 +425,53 @@ def test_a_degenerate_parameter_inside_bounds_has_the_interval_that_the_bounds_l
     assert b.at_bound == ("low", "high")
 
 
-def test_a_profile_follows_a_nuisance_out_of_the_region_where_the_straight_line_is_impossible():
-    """n = 2 counts at rate 10 mu + 2 g, g measured by m ~ Poisson(4 g) = 4. Along mu → −∞ the conditional best g follows
-    in closed form; a straight step from θ̂ leaves the region where the rate is positive."""
+def on_off(n, tau):
+    """n ~ Poisson(10 mu + 2 g) with tau ~ Poisson(tau g), and the profile −2 ln λ(mu) in closed form: the best g solves
+    (b + tau) b g² + [(b + tau) A − (n + m) b] g − m A = 0, A = 10 mu, b = 2, m = tau."""
     space = ParameterSpace([Parameter("mu", bounds=(-10.0, 10.0)), Parameter("g", bounds=(0.0, 50.0))])
     modalities = {
         "main": PoissonCounts(signal=[10.0], background=[2.0], per_bin={"background": ["g"]}),
-        "aux": Constraint("g", kind="poisson", scale=4.0),
+        "aux": Constraint("g", kind="poisson", scale=tau),
     }
-    fit = estimate(Evidence(space, modalities, {"main": [[2.0]], "aux": [[4.0]]}))
+    fit = estimate(Evidence(space, modalities, {"main": [[n]], "aux": [[tau]]}))
 
-    def profile(mu):
-        def cost(g):
-            rate = 10.0 * mu + 2.0 * g
-            return rate - 2.0 * math.log(rate) + 4.0 * g - 4.0 * math.log(g)
+    def cost(mu):
+        A, b = 10.0 * mu, 2.0
+        p, q, r = (b + tau) * b, (b + tau) * A - (n + tau) * b, -tau * A
+        g = (-q + math.sqrt(q * q - 4 * p * r)) / (2 * p)
+        return (A + b * g) - n * math.log(A + b * g) + tau * g - tau * math.log(g)
 
-        least = max(0.0, -5.0 * mu)
-        return scipy.optimize.minimize_scalar(
-            cost, bounds=(least + 1e-12, least + 30.0), method="bounded", options={"xatol": 1e-13}
-        ).fun
+    at = (n - 2.0) / 10.0  # where both measurements are met: g = 1
+    return fit, at, lambda mu: 2.0 * (cost(mu) - cost(at))
 
-    for level in (ONE_SIGMA, 0.95, 0.997, 0.99999):
-        threshold = 0.5 * scipy.stats.chi2.ppf(level, 1)
-        best = profile(fit["mu"].value)
 
-        def gap(mu, best=best, threshold=threshold):
-            return profile(mu) - best - threshold
+@pytest.mark.parametrize("level", [ONE_SIGMA, 0.95, 0.997, 0.9995, 0.99999])
+@pytest.mark.parametrize(("n", "tau"), [(1.0, 2.0), (2.0, 4.0), (5.0, 4.0), (30.0, 9.0)])
+def test_a_profile_follows_a_nuisance_to_where_a_straight_step_from_the_maximum_is_impossible(n, tau, level):
+    """Few counts: a linear step makes the rate or the nuisance negative, where S is −∞, though the profile is finite."""
+    fit, at, drop = on_off(n, tau)
+    assert fit["mu"].value == pytest.approx(at, abs=1e-6)
+    threshold = scipy.stats.chi2.ppf(level, 1)
+    ends = (
+        scipy.optimize.brentq(lambda mu: drop(mu) - threshold, -9.9, at),
+        scipy.optimize.brentq(lambda mu: drop(mu) - threshold, at, 9.9),
+    )
+    assert tuple(fit.interval("mu", level=level)) == pytest.approx(ends, abs=1e-4)
 
-        at = fit["mu"].value
-        ends = scipy.optimize.brentq(gap, at - 5.0, at), scipy.optimize.brentq(gap, at, at + 5.0)
-        assert tuple(fit.interval("mu", level=level)) == pytest.approx(ends, abs=1e-4)
+
+def test_intervals_of_rising_levels_contain_one_another():
+    fit, *_ = on_off(2.0, 4.0)
+    found = [fit.interval("mu", level=level) for level in (0.5, ONE_SIGMA, 0.9, 0.95, 0.99, 0.997, 0.9995, 0.99999)]
+    for inner, outer in itertools.pairwise(found):
+        assert outer.low < inner.low < inner.high < outer.high
+
+
+def test_an_evidence_that_ends_at_a_wall_has_its_interval_end_there():
+    """−a²/2 for a < ½ and impossible beyond: D never reaches 1 on the right."""
+    fit = surface(
+        lambda t: torch.where(t[..., 0] < 0.5, -0.5 * t[..., 0] ** 2, -math.inf), [Parameter("a", bounds=(-9.0, 9.0))]
+    )
+    assert tuple(fit.interval("a", level=ONE_SIGMA)) == pytest.approx((-1.0, 0.5), abs=1e-5)
 
 
 def skewed():

@@ -13,7 +13,8 @@ import scipy.integrate
 import torch
 from torch import Tensor
 
-from engine import Estimate, Evidence, Parameter, ParameterSpace, Registry, estimate
+from engine import Estimate, Evidence, Parameter, ParameterSpace, Registry
+from engine.estimate import estimate
 from engine.uncertainty import covariance
 from examples.cosmology import build, compress_supernovae, tables
 from examples.cosmology.contours import draw

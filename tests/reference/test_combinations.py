@@ -8,7 +8,8 @@ import scipy.stats
 import torch
 from torch.distributions import Normal
 
-from engine import Evidence, Parameter, ParameterSpace, estimate
+from engine import Evidence, Parameter, ParameterSpace
+from engine.estimate import estimate
 from modalities import Constraint, Gaussian
 
 ONE_SIGMA = 0.682689492137086

@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from engine import Evidence, Parameter, ParameterSpace, estimate
+from engine import Evidence, Parameter, ParameterSpace
+from engine.estimate import estimate
 from modalities import Constraint, PoissonCounts
 
 CASES = ("1bin_shapesys", "2bin_2channel", "2bin_2channel_couplednorm", "docs_2bin_1channel")
