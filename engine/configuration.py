@@ -306,7 +306,9 @@ class MemoryGuard(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs)))
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if torch.device(kwargs.get("device") or "cpu").type == "meta" or any(t.is_meta for t in given):
+            return func(*args, **kwargs)  # takes no memory
         nbytes = self._size(func, args, kwargs)
         self.made += 0 if given else nbytes
         if max(nbytes, self.made) > self.budget:

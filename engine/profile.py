@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import EstimateError
-from engine.evidence import Evidence
+from engine.evidence import Derivatives, Evidence
 from engine.optimise import maximise
 from engine.uncertainty import Interval
 
@@ -122,101 +122,124 @@ def profile_intervals(
     Raises:
         EstimateError: when the search finds a higher maximum than θ̂, or does not converge.
     """
-    if not 0.0 < level < 1.0:
-        raise EstimateError(f"a confidence level lies between 0 and 1, got {level}")
-    if not columns:
-        return []
     target = math.sqrt(float(scipy.stats.chi2.ppf(level, 1)))
-    column = torch.tensor([c for c in columns for _ in (0, 1)])
-    side = torch.tensor([-1.0, 1.0] * len(columns), dtype=torch.float64)
-    K = len(column)
-    centre = theta[column]
-    bound = torch.where(side < 0, lower[column], upper[column])
-    width, tilt, resolution = _first_guess(evidence, theta, covariance, column, scale, target)
-    inner, outer = torch.zeros(K, dtype=torch.float64), torch.full((K,), torch.inf, dtype=torch.float64)
-    reach = (bound - centre).abs()  # how far each end may go
-    step = torch.minimum(width, reach)
-    end = torch.full((K,), torch.nan, dtype=torch.float64)
-    cut = torch.zeros(K, dtype=torch.bool)
-    start = theta + side[:, None] * step[:, None] * tilt
-    live = (step > 0).nonzero()[:, 0]
-    end[step == 0], cut[step == 0] = centre[step == 0], True
+    at = evidence.derivatives(theta[None])
+    noise = 1e-6 + 16.0 * float(at.resolution[0])
+    ends = [
+        _End(c, side, theta, float((lower, upper)[side > 0][c]), at, covariance, float(scale[c]), target)
+        for c in columns
+        for side in (-1, 1)
+    ]
     for _ in range(80):
-        if not len(live):
+        live = [end for end in ends if end.where is None]
+        if not live:
             break
-        psi = centre[live] + side[live] * step[live]
-        psi = torch.where(step[live] >= reach[live], bound[live], psi)
-        begin = torch.minimum(torch.maximum(start[live], lower), upper)
-        value, slope, where, fine = profiled(evidence, begin, column[live], psi, lower, upper, scale)
-        if bool((~fine).any()):
-            worst = int((~fine).nonzero()[0])
-            raise EstimateError(
-                f"the profile of '{evidence.parameters.names[column[live][worst]]}' at {float(psi[worst]):.6g} did not converge; "
-                "try method='wald', or look at that region with registry.log_evidence"
-            )
-        drop = 2.0 * (maximum - value)
-        noise = 1e-6 + 16.0 * resolution
-        if bool((drop < -noise).any()):
-            best = int(drop.argmin())
-            point = ", ".join(
-                f"{n} = {v:.6g}" for n, v in zip(evidence.parameters.names, where[best].tolist(), strict=True)
-            )
-            raise EstimateError(
-                f"the profile found a higher maximum than this estimate (by {-float(drop[best]) / 2:.3g} nats) at {point}; "
-                "estimate again with start= that point"
-            )
-        root = drop.clamp_min(0.0).sqrt()
-        below = root < target
-        inner[live] = torch.where(below, step[live], inner[live])
-        outer[live] = torch.where(below, outer[live], step[live])
-        # d√D/dψ outwards; where it vanishes or S is −∞ there is no Newton step
-        rate = -slope * side[live] / root.clamp_min(1e-12)
-        newton = step[live] + (target - root) / rate
-        safe = torch.isfinite(newton) & (rate > 0) & torch.isfinite(root) & (root > 0.05 * target)
-        widest = torch.where(torch.isfinite(outer[live]), outer[live], 4.0 * step[live])
-        middle = torch.where(torch.isfinite(outer[live]), 0.5 * (inner[live] + outer[live]), 4.0 * step[live])
-        inside = safe & (newton > inner[live]) & (newton < widest)
-        nearly = safe & (newton >= widest) & ~torch.isfinite(outer[live])
-        following = torch.where(inside, newton, torch.where(nearly, widest, middle))
-        close = (root - target).abs() < 1e-6 * target
-        tight = (outer[live] - inner[live]) < 1e-9 * width[live]
-        at_bound = below & (step[live] >= reach[live])
-        far = below & ~at_bound & (step[live] > _FAR * width[live])
-        stop = close | tight | at_bound | far
-        end[live] = torch.where(stop, torch.where(far, side[live] * torch.inf, psi), end[live])
-        cut[live] = at_bound & ~close
-        start[live] = where + (side[live] * (following - step[live]))[:, None] * tilt[live]
-        step[live] = torch.minimum(following, reach[live])
-        live = live[~stop]
-    if len(live):
-        name = evidence.parameters.names[int(column[live[0]])]
+        start = torch.minimum(torch.maximum(torch.stack([end.start for end in live]), lower), upper)
+        column, psi = torch.tensor([end.column for end in live]), torch.tensor([end.psi for end in live], dtype=torch.float64)
+        value, slope, found, fine = profiled(evidence, start, column, psi, lower, upper, scale)
+        for k, end in enumerate(live):
+            drop = 2.0 * (maximum - float(value[k]))
+            name = evidence.parameters.names[end.column]
+            if not bool(fine[k]):
+                raise EstimateError(
+                    f"the profile of '{name}' at {end.psi:.6g} did not converge; "
+                    "try method='wald', or look at that region with registry.log_evidence"
+                )
+            if drop < -noise:
+                names = evidence.parameters.names
+                point = ", ".join(f"{n} = {v:.6g}" for n, v in zip(names, found[k].tolist(), strict=True))
+                raise EstimateError(
+                    f"the profile found a higher maximum than this estimate (by {-drop / 2:.3g} nats) at {point}; "
+                    "estimate again with start= that point"
+                )
+            end.learn(drop, float(slope[k]), found[k])
+    else:
+        name = next(evidence.parameters.names[end.column] for end in ends if end.where is None)
         raise EstimateError(
             f"the profile interval of '{name}' was not found in 80 steps; look at registry.log_evidence along it"
         )
     out = []
-    for k in range(0, K, 2):
-        marks = tuple(mark for mark, i in (("low", k), ("high", k + 1)) if bool(cut[i]))
-        out.append(Interval(float(end[k]), float(end[k + 1]), level=level, method="profile", at_bound=marks))
+    for low, high in zip(ends[::2], ends[1::2], strict=True):
+        assert low.where is not None
+        assert high.where is not None
+        marks = tuple(mark for mark, end in (("low", low), ("high", high)) if end.cut)
+        out.append(Interval(low.where, high.where, level=level, method="profile", at_bound=marks))
     return out
 
 
-def _first_guess(
-    evidence: Evidence, theta: Tensor, covariance: Tensor, column: Tensor, scale: Tensor, target: float
-) -> tuple[Tensor, Tensor, float]:
-    """The distance at which √D should be near its target, and how the other components follow; S's resolution."""
-    at = evidence.derivatives(theta[None])
-    push = at.score[0, column].abs()
-    variance = covariance.diagonal()[column]
-    known = torch.isfinite(variance) & (variance > 0)
-    curvature = torch.where(
-        known, 1.0 / torch.where(known, variance, 1.0), at.information[0].diagonal()[column].clamp_min(0.0)
-    )
-    # D ≈ 2 |g| δ + J δ² : the first term is there when the maximum sits on a bound
-    flat = (push * scale[column] < 1e-12) & (curvature * scale[column] ** 2 < 1e-12)
-    safe_push, safe_curvature = torch.where(flat, 0.0, push), torch.where(flat, 1.0, curvature)
-    width = target**2 / (safe_push + torch.sqrt(safe_push**2 + safe_curvature * target**2))
-    width = torch.where(flat, scale[column], width)
-    tilt = torch.nan_to_num(covariance[column] / variance[:, None], nan=0.0, posinf=0.0, neginf=0.0)
-    tilt[~known] = 0.0
-    tilt[torch.arange(len(column)), column] = 1.0
-    return width, tilt, float(at.resolution[0])
+class _End:
+    """The search for one end of one interval: how far from θ̂_j √D reaches its target.
+
+    ``inner`` is the furthest distance known to lie inside, ``outer`` the nearest known to lie outside. Where
+    S is −∞ the fault may be the start's, which put the other components where they cannot be: such a
+    distance is ``blocked``, and tried again a few times after the inner end has advanced.
+    """
+
+    def __init__(
+        self, column: int, side: int, theta: Tensor, bound: float, at: Derivatives, covariance: Tensor, scale: float, target: float
+    ) -> None:
+        self.column, self.side, self.bound, self.target = column, side, bound, target
+        self.centre = float(theta[column])
+        self.reach = abs(bound - self.centre)
+        self.inner, self.outer, self.blocked, self.retries = 0.0, math.inf, math.inf, 4
+        variance = float(covariance[column, column])
+        known = math.isfinite(variance) and variance > 0
+        # D ≈ 2 |g| δ + J δ²: the first term is there where the maximum sits on a bound
+        push = abs(float(at.score[0, column]))
+        curvature = 1.0 / variance if known else max(0.0, float(at.information[0, column, column]))
+        flat = push * scale < 1e-12 and curvature * scale**2 < 1e-12
+        self.width = scale if flat else target**2 / (push + math.sqrt(push**2 + curvature * target**2))
+        self.step = min(self.width, self.reach)
+        #: how the other components follow, per unit of this one, from the last conditional maximum on
+        tilt = torch.nan_to_num(covariance[column] / variance, nan=0.0, posinf=0.0, neginf=0.0) if known else 0.0 * theta
+        self.tilt = tilt.index_fill(0, torch.tensor([column]), 1.0)
+        self.base, self.base_step = theta, 0.0
+        self.cut = self.step == 0
+        self.where: float | None = bound if self.cut else None
+
+    @property
+    def psi(self) -> float:
+        """Where √D is to be evaluated."""
+        return self.bound if self.step >= self.reach else self.centre + self.side * self.step
+
+    @property
+    def start(self) -> Tensor:
+        """Where the other components start there."""
+        return self.base + self.side * (self.step - self.base_step) * self.tilt
+
+    def learn(self, drop: float, slope: float, found: Tensor) -> None:
+        """Take D and dS/dψ at :attr:`psi`, and the conditional maximum; finish, or choose the next step."""
+        root, step = math.sqrt(max(drop, 0.0)), self.step
+        if math.isinf(root):
+            self.blocked = step
+        else:
+            if step != self.base_step:
+                self.tilt = (found - self.base) / (self.side * (step - self.base_step))
+            self.base, self.base_step = found, step
+            if root >= self.target:
+                self.outer = step
+            elif step > self.inner:
+                self.inner = step
+                if math.isfinite(self.blocked) and self.retries:
+                    self.retries, self.blocked = self.retries - 1, math.inf
+        limit = min(self.outer, self.blocked)
+        inside = root < self.target
+        if abs(root - self.target) < 1e-6 * self.target or limit - self.inner < 1e-9 * self.width:
+            self.where = self.psi
+        elif inside and step >= self.reach:
+            self.where, self.cut = self.bound, True
+        elif inside and step > _FAR * self.width:
+            self.where = self.side * math.inf
+        else:
+            self.step = min(self._next(root, -slope * self.side, limit), self.reach)
+
+    def _next(self, root: float, fall: float, limit: float) -> float:
+        """Newton's step on √D where it can be trusted, else half-way to the limit, else four times as far."""
+        widest = limit if math.isfinite(limit) else 4.0 * self.step
+        if math.isfinite(root) and root > 0.05 * self.target and fall > 0:
+            newton = self.step + (self.target - root) * root / fall  # d√D/dψ = (−dS/dψ) / √D
+            if self.inner < newton < widest:
+                return newton
+            if newton >= widest and not math.isfinite(limit):
+                return widest
+        return 0.5 * (self.inner + limit) if math.isfinite(limit) else widest

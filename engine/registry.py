@@ -48,7 +48,7 @@ class Registry:
         'tracker'
         >>> fit = Registry.open(folder).estimate({"tracker": torch.tensor([[57.0, 49.0]])})
         >>> fit.status, round(fit["mu"].value, 3), round(fit["mu"].error, 3)
-        (<Status.CONVERGED: 'converged'>, 1.093, 0.696)
+        (<Status.CONVERGED: 'converged'>, 1.087, 0.696)
     """
 
     def __init__(self, ledger: Ledger, *, trust: bool = False, read_only: bool = False) -> None:

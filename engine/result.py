@@ -181,6 +181,8 @@ class Estimate:
     ) -> dict[str, Interval]:
         """Intervals of several parameters (all that are not fixed, by default) at once; see :meth:`interval`."""
         evidence = self._usable("an interval")
+        if not 0.0 < level < 1.0:
+            raise EstimateError(f"a confidence level lies between 0 and 1, got {level}; write 0.6827 for 68.27 %")
         names = [n for n in self.parameters.names if n not in self.fixed] if names is None else list(names)
         columns = self.parameters.indices(names)
         for name in names:

@@ -9,7 +9,6 @@ import json
 import os
 import pickle
 import re
-import resource
 import shutil
 import sys
 import tomllib
@@ -45,6 +44,7 @@ class Net(Modality):
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     root = tmp_path_factory.mktemp("original") / "workspace"
+    nn.Embedding(2, 2, device="meta")  # has torch import what it needs for this, so that bounded() does not count it
     ledger = Ledger.create(root, [Parameter("mu")])
     for name, hidden in (("bao", 2), ("lens", 3)):
         modality = Net(nn.Sequential(nn.Linear(3, 3), nn.Tanh()), hidden)
@@ -90,15 +90,24 @@ def load(root, trust=False):
     return ledger.read(ledger.plugins["bao"], lambda folder: read_plugin(folder, trust))
 
 
+def memory(field):
+    """What Linux says of this process: VmRSS, what it has now, or VmHWM, its peak since the last reset; in bytes."""
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found.group(1)) * 1024 if found else 0
+
+
 @contextlib.contextmanager
 def bounded(megabytes=48):
-    """Fail where the memory of the process grows beyond what it has needed so far by more than this."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Fail where the memory of the process grows by more than this at any moment."""
+    linux = Path("/proc/self/clear_refs").exists()
+    if linux:
+        Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS") if linux else 0
     tracemalloc.start()
     try:
         yield
         assert tracemalloc.get_traced_memory()[1] < megabytes * 2**20
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < megabytes * 2**10
+        assert not linux or memory("VmHWM") - before < 2 * megabytes * 2**20
     finally:
         tracemalloc.stop()
 
@@ -106,7 +115,7 @@ def bounded(megabytes=48):
 def test_the_workspace_itself_is_sound(workspace):
     reseal(workspace)
     assert Ledger.open(workspace).verify().plugins == 2
-    assert load(workspace).own.weight.shape == (1, 2)
+    assert load(workspace).state_dict()["own.weight"].shape == (1, 2)
 
 
 # -- code ----------------------------------------------------------------------------------------------
@@ -130,7 +139,7 @@ def test_a_factory_that_nobody_vouches_for_is_not_called(workspace, name):
 
 
 @pytest.mark.parametrize("kind", ["function", "module", "modality"])
-@pytest.mark.parametrize("name", [*NAMES[:4], WALKS[0], "evil_module:X"])
+@pytest.mark.parametrize("name", [*NAMES[:4], WALKS[0], "engine.ledger:contextmanager", "evil_module:X"])
 def test_a_name_inside_the_configuration_is_not_followed_either(workspace, kind, name, tmp_path, monkeypatch):
     marker = tmp_path / "marker"
     (tmp_path / "evil_module.py").write_text(f"open({str(marker)!r}, 'w')\nclass X: pass\n")
@@ -355,7 +364,8 @@ LARGE = {
 @pytest.mark.parametrize(("old", "new"), LARGE.values(), ids=LARGE)
 def test_a_module_that_has_no_such_weights_takes_no_memory(workspace, old, new):
     rewrite(workspace, old, new)
-    with bounded(), pytest.raises(RegistryError):
+    words = "no such weights are stored|overflow" if "module" in new or "features" in new else "need at most|overflow"
+    with bounded(), pytest.raises(RegistryError, match=words):
         load(workspace)
 
 
@@ -396,16 +406,15 @@ BOMBS = {
 @pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
 def test_a_text_that_is_a_bomb_is_refused(workspace, text):
     data = text if isinstance(text, bytes) else text.encode()
+    (workspace / "plugins" / "bao" / "plugin.toml").write_bytes(data)
     with bounded(160), pytest.raises(RegistryError):
-        (workspace / "plugins" / "bao" / "plugin.toml").write_bytes(data)
         describe(workspace / "plugins" / "bao")
     if len(data) < 1_900_000:
         with bounded(160), contextlib.suppress(RegistryError):
             parse_toml(data, "it")
+    unsealed = b"\n[[plugin]]\n" + data + b'\nseal = "sha256:' + b"0" * 64 + b'"\n'
+    (workspace / "registry.toml").write_bytes(HEADER + unsealed)
     with bounded(), pytest.raises(TamperedError):
-        (workspace / "registry.toml").write_bytes(
-            HEADER + b"\n[[plugin]]\n" + data + b'\nseal = "sha256:' + b"0" * 64 + b'"\n'
-        )
         Ledger.open(workspace)
 
 
@@ -431,7 +440,8 @@ def test_a_file_of_many_gigabytes_is_not_read(workspace):
 
 FIELDS = {
     'format = 1': ["format = 2", "format = true", "format = '1'", ""],
-    'parameters = ["mu"]': ["parameters = []", "parameters = ['mu', 'mu']", "parameters = [1]", "parameters = 'mu'", "", "parameters = ['nu']"],
+    'parameters = ["mu"]': ["parameters = []", "parameters = ['mu', 'mu']", "parameters = [1]", "parameters = 'mu'", "",
+                            "parameters = ['nu']"],
     "event_shape = []": ["event_shape = [-1]", "event_shape = [1.0]", "event_shape = 3", "event_shape = [2]", "event_shape = [true]"],
     "code = false": ["code = 0", "", "code = false\nevil = 1"],
     "frozen = []": ["frozen = [1]", "frozen = {}", "frozen = []\ntraining_prior = [1]", "frozen = []\ntraining_prior = [{name = 1}]",

@@ -15,6 +15,7 @@ from engine import (
     ObservationError,
     Parameter,
     ParameterSpace,
+    Registry,
     UnknownPluginError,
 )
 from engine.estimate import estimate
@@ -376,3 +377,35 @@ def test_the_prior_is_added_once_however_many_plugins_there_are(plugins):
     without = fit(parameters, modalities, data)
     assert without["mu"].error == pytest.approx(2.0 / math.sqrt(plugins), rel=1e-10)
     assert "prior" not in without.contributions
+
+
+# ---- the same through the front door
+
+
+@pytest.fixture
+def registry(tmp_path):
+    registry = Registry.create(tmp_path / "analysis", parameters=[Parameter("mu", prior=Uniform(0.0, 10.0))])
+    for name, background in (("north", 50.0), ("south", 40.0)):
+        registry.append(name, PoissonCounts(signal=[5.0, 9.0], background=[background, 40.0]))
+    return registry
+
+
+def test_a_registry_refuses_the_same_inputs(registry):
+    good = torch.tensor([[57.0, 49.0], [60.0, 51.0]])
+    assert registry.estimate({"north": good}).converged
+    assert registry.estimate({"north": good, "south": good + 1.0}).converged
+    with pytest.raises(ObservationError, match=r"'north' and 'south'.*counted twice"):
+        registry.estimate({"north": good, "south": good})
+    with pytest.raises(UnknownPluginError, match=r"'east'.*north, south"):
+        registry.estimate({"north": good, "east": good + 1.0})
+    with pytest.raises(ObservationError, match=r"counts must be >= 0, got -1 at observation 0, entry \[1\].*'north'"):
+        registry.estimate({"north": [[57.0, -1.0]]})
+    with pytest.raises(ObservationError, match=r"got nan at observation 1.*'south'"):
+        registry.log_evidence({"south": [[57.0, 1.0], [math.nan, 2.0]]}, torch.tensor([[1.0]]))
+
+
+def test_a_registry_adds_the_prior_once(registry):
+    x = torch.tensor([[57.0, 49.0], [60.0, 51.0]])
+    theta, data = torch.tensor([[1.0], [2.0]]), {"north": x, "south": x + 1.0}
+    gap = registry.log_evidence(data, theta, prior=True) - registry.log_evidence(data, theta)
+    assert gap.tolist() == pytest.approx([-math.log(10.0)] * 2, rel=1e-12)

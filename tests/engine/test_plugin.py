@@ -4,6 +4,7 @@ import functools
 import math
 import sys
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,8 @@ from engine.plugin import (
 class Gaussian(Modality):
     """x ~ N(θ, sd²), with whatever else it is given."""
 
+    sd: torch.Tensor
+
     def __init__(self, sd=1.0, extra=None, parameter_names=("mu",)):
         super().__init__(parameter_names=parameter_names, event_shape=())
         self.register_buffer("sd", torch.as_tensor(sd, dtype=torch.float64))
@@ -54,6 +57,9 @@ class Learned(Modality):
 class Residual(nn.Module):
     """A module whose arguments are attributes of the same names."""
 
+    activation: Any
+    inner: Any
+
     def __init__(self, inner, activation, scale=0.5, bias=True):
         super().__init__()
         self.inner, self.activation, self.scale = inner, activation, scale
@@ -68,7 +74,7 @@ def swish(x):
     return x * torch.sigmoid(x)
 
 
-def network():
+def network() -> Any:
     torch.manual_seed(1)
     return nn.Sequential(
         OrderedDict(
@@ -82,7 +88,7 @@ def network():
     )
 
 
-def round_trip(modality, path, **kwargs):
+def round_trip(modality, path, **kwargs) -> Any:
     write_plugin(path, modality, **kwargs)
     return read_plugin(path, trust=True)  # no package vouches for the modules and functions of a test
 
@@ -139,7 +145,7 @@ def test_numpy_scalars_are_written_as_the_numbers_they_are(tmp_path):
 
 
 def test_the_scalar_and_its_weights_are_bit_identical(tmp_path):
-    modality = Learned(network())
+    modality: Any = Learned(network())
     x, theta = torch.linspace(-2, 2, 7), torch.linspace(0, 1, 7)[:, None]
     again = round_trip(modality, tmp_path / "p")
     assert not again.training
@@ -149,7 +155,7 @@ def test_the_scalar_and_its_weights_are_bit_identical(tmp_path):
 
 
 def test_weights_keep_their_type_whatever_the_constructor_makes(tmp_path):
-    modality = Learned(nn.Linear(2, 1)).double()
+    modality: Any = Learned(nn.Linear(2, 1)).double()
     again = round_trip(modality, tmp_path / "p")
     assert again.dtype == torch.float64
     assert torch.equal(again.net.weight, modality.net.weight)
@@ -170,7 +176,7 @@ def test_tied_weights_stay_one_tensor(tmp_path):
 
 
 def test_weights_that_training_left_alone_stay_frozen(tmp_path):
-    modality = Learned(network())
+    modality: Any = Learned(network())
     modality.net.first.requires_grad_(False)
     again = round_trip(modality, tmp_path / "p")
     frozen = {name for name, weight in again.named_parameters() if not weight.requires_grad}
@@ -285,7 +291,7 @@ class Many(Gaussian):
 
 
 def hooked():
-    modality = Learned(nn.Linear(2, 1))
+    modality: Any = Learned(nn.Linear(2, 1))
     modality.net.register_forward_hook(lambda module, args, out: 2 * out)
     return modality
 
@@ -326,7 +332,7 @@ def test_reading_leaves_the_programs_random_numbers_alone(tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    modality = Learned(network())
+    modality: Any = Learned(network())
     torch.manual_seed(5)
     round_trip(modality, tmp_path / "p")
     assert torch.equal(torch.rand(3), expected)
@@ -336,7 +342,9 @@ def test_observations_belong_to_their_plugin(tmp_path):
     x = torch.linspace(0, 1, 5, dtype=torch.float64)
     write_plugin(tmp_path / "p", Gaussian(), observations=x)
     write_plugin(tmp_path / "q", Gaussian())
-    assert torch.equal(read_observations(tmp_path / "p"), x)
+    again = read_observations(tmp_path / "p")
+    assert again is not None
+    assert torch.equal(again, x)
     assert read_observations(tmp_path / "q") is None
     assert content_hash(tmp_path / "p") != content_hash(tmp_path / "q")
     with pytest.raises(ModalityError, match=r"shape \(N, \*\(\)\)"):
@@ -344,9 +352,10 @@ def test_observations_belong_to_their_plugin(tmp_path):
 
 
 def test_a_certificate_comes_back_with_its_tensors(tmp_path):
-    certificate = {"observations": 110, "points": torch.rand(3, 2), "made": {"simulations": 100_000}}
+    certificate: dict[str, Any] = {"observations": 110, "points": torch.rand(3, 2), "made": {"simulations": 100_000}}
     write_plugin(tmp_path / "p", Gaussian(), certificate=certificate)
     again = read_certificate(tmp_path / "p")
+    assert again is not None
     assert torch.equal(again.pop("points"), certificate.pop("points"))
     assert again == certificate
     with pytest.raises(ModalityError, match="certificate"):
@@ -354,7 +363,7 @@ def test_a_certificate_comes_back_with_its_tensors(tmp_path):
 
 
 def test_describe_says_what_a_plugin_is(tmp_path):
-    modality = Gaussian(parameter_names=("H0",))
+    modality: Any = Gaussian(parameter_names=("H0",))
     modality.parameter_units = {"H0": "km/s/Mpc", "other": "m"}
     modality.training_prior = ParameterSpace([Parameter("H0", unit="km/s/Mpc", bounds=(40.0, 100.0))])
     write_plugin(tmp_path / "p", modality, parameters=[Parameter("H0", unit="km/s/Mpc")])
@@ -413,6 +422,7 @@ class Shipped(Modality):
 def shipped(tmp_path, monkeypatch):
     """A class that is defined in a file of its own, and the file."""
     (tmp_path / "code").mkdir()
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     file = tmp_path / "code" / "its_own_file.py"
     file.write_text(SHIPPED)
     monkeypatch.syspath_prepend(file.parent)

@@ -130,7 +130,7 @@ def test_pulls_and_efficiency_of_sixty_data_sets_are_those_of_maximum_likelihood
 def test_pulls_and_efficiency_of_a_thousand_data_sets_are_those_of_maximum_likelihood():
     """Means within 0.1 (3.2 standard errors), widths within 0.05 (2.2), and at N = 100 the estimate's squared error
     within 5 % (2.5) of the Cramér–Rao bound."""
-    check(1000, seed=2, mean=0.1, width=0.05, excess=0.05)
+    check(1000, seed=3, mean=0.1, width=0.05, excess=0.05)
 
 
 def test_the_closed_form_of_the_information_is_the_scatter_of_simulated_scores():

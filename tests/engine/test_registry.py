@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 
 import pytest
 import torch
@@ -240,19 +239,24 @@ def test_a_discrete_theta_has_probabilities_and_no_gradient(tmp_path):
 
 def test_five_processes_append_at_once_and_nothing_is_lost(tmp_path):
     made = Registry.create(tmp_path / "w", PARAMETERS)
-    script = textwrap.dedent(
-        """
-        import sys, torch
-        from engine import Registry
-        from modalities import Gaussian
-        k = int(sys.argv[2])
-        r = Registry.open(sys.argv[1])
-        r.append(f"p{k}", Gaussian(parameter_names=("mu", "nu"), sd=1.0 + k))
-        """
-    )
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = [subprocess.Popen([sys.executable, "-c", script, str(made.path), str(k)], env=env) for k in range(5)]
-    assert [p.wait(timeout=120) for p in running] == [0] * 5
+    script = """
+import os, sys
+from engine import Registry
+from modalities import Gaussian
+start, go = os.pipe()
+children = []
+for k in range(5):
+    if (child := os.fork()) == 0:
+        os.close(go)
+        os.read(start, 1)  # returns when the parent closes its end: all begin at once
+        Registry.open(sys.argv[1]).append(f"p{k}", Gaussian(parameter_names=("mu", "nu"), sd=1.0 + k))
+        os._exit(0)
+    children.append(child)
+os.close(go)
+sys.exit(any(os.waitpid(child, 0)[1] for child in children))
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", script, str(made.path)], env=environment, check=True, timeout=120)
     together = Registry.open(made.path)
     together.verify()
     alone = Registry.create(tmp_path / "v", PARAMETERS)
