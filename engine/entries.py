@@ -32,6 +32,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _BLOCK_BYTES = 64 * 2**10
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 _SEAL = re.compile(rb'^seal = "(sha256:[0-9a-f]{64})"\n', re.MULTILINE)
+_OPENING = re.compile(rb"\n\[\[(parameter|plugin)\]\]\n")
 _BLOCK_NAME = re.compile(rb'^name = "([^"\n]{1,100})"$', re.MULTILINE)
 _PLUGIN_FIELDS = {"name", "folder", "content", "parameters", "factory", "appended"}
 
@@ -119,13 +120,8 @@ def parse(data: bytes) -> Iterator[ParameterEntry | PluginEntry]:
         found = _SEAL.search(data, start, start + _BLOCK_BYTES + 100)
         body = data[start : found.start() if found else start + _BLOCK_BYTES]
         named = _BLOCK_NAME.search(body)
-        kind = (
-            "plugin"
-            if body.startswith(b"\n[[plugin]]\n")
-            else "parameter"
-            if body.startswith(b"\n[[parameter]]\n")
-            else "entry"
-        )
+        opened = _OPENING.match(body)
+        kind = opened.group(1).decode() if opened else "entry"
         name = named.group(1).decode(errors="replace") if named else "?"
         where = f"entry {number} ({kind} '{name}') of registry.toml, line {line + 1},"
         if found is None:
@@ -173,19 +169,19 @@ class _Seen:
             return ParameterEntry(parameter, seal, line)
         return self.plugin(fields, where, seal, line)
 
-    def plugin(self, block: dict[str, Any], where: str, seal: str, line: int) -> PluginEntry:
+    def plugin(self, fields: dict[str, Any], where: str, seal: str, line: int) -> PluginEntry:
         def need(fact: bool, rule: str) -> None:
             if not fact:
                 raise TamperedError(f"{where} {rule}; restore registry.toml from a copy")
 
         need(
-            set(block) - {"supersedes"} == _PLUGIN_FIELDS,
-            f"must have the fields {sorted(_PLUGIN_FIELDS)}, got {sorted(block)[:9]}",
+            set(fields) - {"supersedes"} == _PLUGIN_FIELDS,
+            f"must have the fields {sorted(_PLUGIN_FIELDS)}, got {sorted(fields)[:9]}",
         )
-        texts = [block[key] for key in ("name", "folder", "content", "factory")]
+        texts = [fields[key] for key in ("name", "folder", "content", "factory")]
         need(all(type(text) is str for text in texts), "must have text as name, folder, content and factory")
         name, folder, content, factory = texts
-        parameters, appended, supersedes = block["parameters"], block["appended"], block.get("supersedes")
+        parameters, appended, supersedes = fields["parameters"], fields["appended"], fields.get("supersedes")
         need(bool(NAME.fullmatch(name)), f"must have a name of letters, digits, '_' and '-', got {name!r:.200}")
         earlier = self.plugins.setdefault(name, [])
         known = {other.casefold() for other in self.plugins if other != name}

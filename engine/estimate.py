@@ -7,12 +7,13 @@ Failure is a :class:`Status` of the answer, never a side channel.
 References:
     | Cranmer (2026), Scalars Are All You Need for Multimodal Inference, draft
     | Sobol', USSR Comput. Math. Math. Phys. 7 (1967) 86
+    | Törn and Viitanen, J. Glob. Optim. 5 (1994) 267, topographical search: start from what no neighbour tops
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from engine.errors import EstimateError, ParameterError
 from engine.evidence import Evidence
 from engine.optimise import Solution, held, maximise
-from engine.parameters import ParameterSpace
+from engine.profile import profile_at
 from engine.result import (
     KINDS,
     Estimate,
@@ -32,10 +33,12 @@ from engine.result import (
     direction_text,
     rank_tolerance,
 )
-from engine.uncertainty import Covariance, covariance
+from engine.uncertainty import Covariance
+from engine.uncertainty import covariance as covariance_of
 
 __all__ = ["Estimate", "ParameterEstimate", "Status", "estimate"]
 
+_NEIGHBOURS = 8  # of a screened point, for it to be a peak of its neighbourhood
 _COMPETING = 9.0  # a second maximum counts where 2 ΔS is below this (three standard errors)
 
 
@@ -44,7 +47,7 @@ def estimate(
     *,
     start: Mapping[str, float] | Tensor | None = None,
     fixed: Mapping[str, float] | None = None,
-    kind: str = "observed",
+    covariance: str = "observed",
     screen: int = 256,
     polish: int = 4,
     seed: int = 0,
@@ -56,7 +59,7 @@ def estimate(
         evidence: S, with or without the prior.
         start: One more starting point: all parameters by name, some of them, or a tensor (P,).
         fixed: Parameters to hold, by name.
-        kind: The covariance to report; see :meth:`Estimate.uncertainty`.
+        covariance: The kind to report; see :meth:`Estimate.uncertainty`.
         screen: How many points of the prior are tried by value alone (fewer for very many observations).
         polish: How many of the best are polished.
         seed: Of the screening points.
@@ -77,8 +80,8 @@ def estimate(
         >>> fit.status, round(fit["mu"].value, 9), round(fit["mu"].error, 9)
         (<Status.CONVERGED: 'converged'>, 2.0, 1.414213562)
     """
-    if kind not in KINDS:
-        raise EstimateError(f"the kind of covariance is one of {', '.join(KINDS)}, got {kind!r}")
+    if covariance not in KINDS:
+        raise EstimateError(f"the kind of covariance is one of {', '.join(KINDS)}, got {covariance!r}")
     space = evidence.parameters
     fixed = {name: float(value) for name, value in (fixed or {}).items()}
     for name, discrete in zip(space.names, space.discrete, strict=True):
@@ -101,7 +104,7 @@ def estimate(
     low, high = lower.clone(), upper.clone()
     low[idle] = high[idle] = starts[0, idle]
     solution = maximise(evidence.derivatives, starts, low, high, space.scale)
-    return _classify(evidence, solution, fixed, low, high, idle, kind, provenance)
+    return _classify(evidence, solution, fixed, low, high, idle, covariance, provenance)
 
 
 def _starting_points(
@@ -129,22 +132,28 @@ def _starting_points(
                 given[space.index(name)] = float(value)
         else:
             given = space.tensor(start)
+        for i, name in enumerate(space.names):
+            if lower[i] < upper[i] and not lower[i] <= given[i] <= upper[i]:
+                raise ParameterError(
+                    f"the start of '{name}' is {float(given[i]):g}, outside its bounds ({float(lower[i]):g}, {float(upper[i]):g})"
+                )
         theta, u = torch.cat([given[None], theta]), torch.cat([torch.full((1, P), torch.nan, dtype=torch.float64), u])
     theta = torch.minimum(torch.maximum(theta, lower), upper)
     theta[:, idle] = theta[-n - 1, idle]  # what no plugin sees stays at its prior's median
     value = evidence.value(theta)
     if not bool(torch.isfinite(value).any()):
         return None
-    chosen: list[int] = []
-    if start is not None and bool(torch.isfinite(value[0])):
-        chosen.append(0)
-    apart = 0.15 * math.sqrt(P)
-    order = [i for i in value.argsort(descending=True).tolist() if math.isfinite(float(value[i]))]
+    chosen = [0] if start is not None and bool(torch.isfinite(value[0])) else []
+    order = [i for i in value.argsort(descending=True).tolist() if math.isfinite(float(value[i])) and i not in chosen]
+    # first the points above all their neighbours, each the foot of a hill of its own; then others that lie apart
+    unit = u[:, ~idle].nan_to_num(2.0)  # a start that was given is no point of the prior
+    distance = torch.cdist(unit, unit)
+    near = distance.topk(min(_NEIGHBOURS + 1, len(u)), largest=False).indices
+    peak = value >= value[near].amax(-1)
+    chosen += [i for i in order if bool(peak[i])][: max(0, polish - len(chosen))]
     for i in order:
-        if len(chosen) < polish and i not in chosen:
-            distances = [float((u[i] - u[j])[~idle].norm()) for j in chosen]
-            if all(not d < apart for d in distances):
-                chosen.append(i)
+        if len(chosen) < polish and bool((distance[i, chosen] > 0.15 * math.sqrt(P)).all()):
+            chosen.append(i)
     return theta[chosen]
 
 
@@ -160,7 +169,8 @@ def _classify(
 ) -> Estimate:
     space = evidence.parameters
     value = torch.where(solution.converged, solution.at.value, -torch.inf)
-    best = int(value.argmax())
+    ties = value >= value.max() - 4.0 * solution.at.resolution - 1e-12
+    best = int(torch.where(ties, solution.edm, torch.inf).argmin())
     if not bool(solution.converged.any()):
         k = int(torch.nan_to_num(solution.at.value, nan=-torch.inf).argmax())
         point = ", ".join(f"{n} = {v:.6g}" for n, v in zip(space.names, solution.theta[k].tolist(), strict=True))
@@ -190,7 +200,7 @@ def _classify(
     floor = curvature_floor(space, theta)
     rank = _trusted_rank(evidence, at.score[0], J, at_fixed)
     try:
-        known = covariance(J, at_fixed, floor, kind="observed", rank=rank)
+        known = covariance_of(J, at_fixed, floor, kind="observed", rank=rank)
     except EstimateError as error:
         return _failed(evidence, fixed, str(error), provenance)
     others = _alternatives(evidence, solution, best)
@@ -205,11 +215,10 @@ def _classify(
     elif others:
         status = Status.MULTIMODAL
         reason = f"{len(others)} other {'maxima lie' if len(others) > 1 else 'maximum lies'} within 2ΔS = {_COMPETING:g} of this one"
-    elif open_ends := _open_directions(evidence, theta, known, lower, upper):
-        null = tuple(open_ends)
-        words = "; ".join(direction_text(d) for d in open_ends)
-        status, reason = Status.NOT_IDENTIFIED, f"S has no maximum: it never falls along {words}"
-        known = _without(known, null, space)
+    elif odd := _misdescribed(evidence, theta, known, lower, upper):
+        status, null = Status.NOT_IDENTIFIED, tuple(direction for direction, _ in odd)
+        reason = "; ".join(why for _, why in odd)
+        known = known.without(space.indices(sorted({name for direction in null for name in direction})))
     elif bounds:
         status, reason = (
             Status.AT_BOUND,
@@ -246,39 +255,64 @@ def _classify(
     return fit
 
 
-def _open_directions(
+def _misdescribed(
     evidence: Evidence, theta: Tensor, known: Covariance, lower: Tensor, upper: Tensor
-) -> list[dict[str, float]]:
-    """Directions in which S does not fall although its curvature says that it should by now: one standard error
-    along each axis of the covariance, both ways, S must have dropped by a noticeable part of ½."""
+) -> list[tuple[dict[str, float], str]]:
+    """Directions that the curvature at θ̂ says nothing true about, with the reason.
+
+    One standard error along each axis of the covariance, or as far as the bounds allow, S must have dropped by about
+    ½ of the squared part. A hundred times less on one side is a maximum that lies at infinity; far more on both
+    sides is a peak that is not parabolic, whose curvature is no measure of its width.
+    """
+    names = evidence.parameters.names
     sd = torch.where(known.sd > 0, known.sd, 1.0)
     values, vectors = torch.linalg.eigh(known.matrix / (sd[:, None] * sd))
-    moves = (vectors * values.clamp_min(0.0).sqrt()).mT * sd  # (P, P), a row for each axis
-    moves = torch.cat([moves, -moves])
-    room = torch.where(moves > 0, (upper - theta) / moves, torch.where(moves < 0, (lower - theta) / moves, torch.inf))
-    reach = room.amin(-1).clamp(0.0, 1.0)  # the part of one standard error that the bounds leave
-    long = (reach > 0.3) & (moves != 0).any(-1)
-    moves, reach = moves[long], reach[long]
-    if not len(moves):
+    axes = (vectors * values.clamp_min(0.0).sqrt()).mT * sd  # (P, P), a row for each axis
+    axes = axes[(axes != 0).any(-1)]
+    if not len(axes):
         return []
-    drop = evidence.value(theta[None]) - evidence.value(theta + reach[:, None] * moves)
+    moves = torch.cat([axes, -axes])
+    room = torch.where(moves > 0, (upper - theta) / moves, torch.where(moves < 0, (lower - theta) / moves, torch.inf))
+    reach = room.amin(-1).clamp(0.0, 1.0)
+    S = evidence.value(
+        torch.cat([theta[None], torch.minimum(torch.maximum(theta + reach[:, None] * moves, lower), upper)])
+    )
+    drop, expected = S[0] - S[1:], 0.5 * reach**2
     out = []
-    for move in moves[drop < 0.01 * 0.5 * reach**2]:
+    for k, move in enumerate(moves):
+        other = (k + len(axes)) % len(moves)
+        flat = bool(reach[k] > 0.3) and bool(drop[k] < 0.01 * expected[k])
+        steep = k < len(axes) and all(bool(drop[i] > 25.0 * expected[i] + 0.01) for i in (k, other))
+        if steep:  # across a curved valley, S falls as steeply although the valley's floor does not
+            column = int((move / sd).abs().argmax())
+            ends = theta[column] + move[column] * torch.stack([reach[k], -reach[other]])
+            steep = _profile_is_steep(evidence, theta, column, ends, lower, upper, float(S[0]), expected[[k, other]])
         direction = move / move.norm()
         direction = torch.where((move / sd).abs() < 1e-6, 0.0, direction)
-        out.append(
-            {n: float(v) for n, v in zip(evidence.parameters.names, direction.tolist(), strict=True) if v != 0.0}
-        )
+        named = {n: float(v) for n, v in zip(names, direction.tolist(), strict=True) if v != 0.0}
+        if named and flat:
+            out.append((named, f"S has no maximum: it never falls along {direction_text(named)}"))
+        elif named and steep:
+            why = "its curvature at the maximum is no measure of its width; use profile intervals"
+            out.append((named, f"S is not parabolic along {direction_text(named)}: {why}"))
     return out
 
 
-def _without(known: Covariance, null: Sequence[Mapping[str, float]], space: ParameterSpace) -> Covariance:
-    """The covariance with the parameters of flat directions marked as not known."""
-    matrix = known.matrix.clone()
-    index = sorted({space.index(name) for direction in null for name in direction})
-    matrix[index, :] = matrix[:, index] = torch.nan
-    matrix[index, index] = torch.inf
-    return Covariance(matrix, known.kind, known.null)
+def _profile_is_steep(
+    evidence: Evidence,
+    theta: Tensor,
+    column: int,
+    ends: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    top: float,
+    expected: Tensor,
+) -> bool:
+    try:
+        values = profile_at(evidence, theta, [column], ends[:, None], lower, upper, evidence.parameters.scale)
+    except EstimateError:
+        return False
+    return bool((top - values > 25.0 * expected + 0.01).all())
 
 
 def _pushed(score: Tensor, information: Tensor, fixed: Tensor) -> Tensor:

@@ -19,14 +19,15 @@ References:
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.errors import EvidenceError, ModalityError
+from engine.errors import EvidenceError, ModalityError, ParameterError
 from engine.modality import Modality
 from engine.observations import Observations
 from engine.parameters import ParameterSpace
@@ -136,7 +137,8 @@ class _Term:
                 blocks = (block[None, None].to(self.dtype) for block in self.data.blocks(self.names[0]))
             if self._x is None and self.data.lengths[self.names[0]] * self.modality.event_shape.numel() > _KEPT:
                 return blocks
-            self._ready = list(blocks)
+            with torch.inference_mode(False):
+                self._ready = list(blocks)
         return self._ready
 
     def scalars(self, x: Tensor, theta: Tensor) -> Tensor:
@@ -207,7 +209,7 @@ class _Term:
         return value, score, information, resolution
 
     def _block_derivatives(self, x: Tensor, local: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             leaf = local.clone().requires_grad_()
             s = self.scalars(x, leaf[:, :, None])
             total = s.to(torch.float64).sum(-1)
@@ -332,13 +334,19 @@ class Evidence:
 
     def value(self, theta: Tensor) -> Tensor:
         """S(θ) in nats: (K, P) -> (K,), float64. Differentiable where θ requires a gradient."""
-        theta = self.parameters.check_theta(theta)
-        if theta.dim() != 2:
-            raise ModalityError(f"θ must have shape (K, {len(self.parameters)}), got {tuple(theta.shape)}")
+        theta = self._points(theta)
         keep = torch.is_grad_enabled() and theta.requires_grad
         with torch.set_grad_enabled(keep), small_work(self._size * len(theta)):
             total = self._add([term.value(theta) for term in self._terms], theta)
             return total + self.parameters.log_prior(theta) if self.prior else total
+
+    def _points(self, theta: Tensor) -> Tensor:
+        theta = self.parameters.check_theta(theta)
+        if theta.dim() != 2:
+            raise ParameterError(
+                f"θ must have shape (K, {len(self.parameters)}), K points at once, got {tuple(theta.shape)}; add an axis: theta[None]"
+            )
+        return theta
 
     def _add(self, parts: list[Tensor], theta: Tensor) -> Tensor:
         """Σ over plugins in the order of their names: parts (G, K) of each term -> (K,)."""
@@ -353,7 +361,7 @@ class Evidence:
 
     def derivatives(self, theta: Tensor) -> Derivatives:
         """S, ∇S, −∇²S and the resolution of S at K points, in one pass: θ (K, P)."""
-        theta = self.parameters.check_theta(theta).detach()
+        theta = self._points(theta).detach()
         K, P = theta.shape
         score = torch.zeros(K, P, dtype=torch.float64)
         information = torch.zeros(K, P * P, dtype=torch.float64)
@@ -375,8 +383,8 @@ class Evidence:
 
     def prior_derivatives(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log π(θ), its gradient and −∇² log π: (K,), (K, P), (K, P, P)."""
-        leaf = theta.detach().clone().requires_grad_()
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = theta.detach().clone().requires_grad_()
             value = self.parameters.log_prior(leaf)
             score = _gradient(value.sum(), leaf)
             rows = []
@@ -417,45 +425,76 @@ class Evidence:
             out[name] = full
         return out
 
-    def expected_information(self, theta: Tensor, *, simulations: int = 20_000, seed: int = 0) -> dict[str, Tensor]:
+    def expected_information(
+        self, theta: Tensor, *, names: Sequence[str] | None = None, simulations: int = 20_000, seed: int = 0
+    ) -> dict[str, Tensor]:
         """Fisher's expected information of each plugin for its number of observations: name -> (P, P).
 
         The closed form where the modality has one; otherwise the covariance of the scores of simulated
-        observations. The prior, which has no data, adds nothing here.
+        observations. The prior, which has no data, adds nothing here. ``names`` chooses plugins; all by default.
 
         Raises:
             ModalityError: for a plugin that has neither a closed form nor a simulator.
         """
         theta = self.parameters.tensor(theta)
         out: dict[str, Tensor] = {}
-        for name, modality in self.modalities.items():
+        for name in self.names if names is None else names:
+            modality = self.modalities[name]
             term = _Term([name], [modality], self.parameters, self.observations)
             local = theta[term.index[0]]
+            masks = self._masks(name)
             if modality.has_expected_information:
-                one = modality.expected_information(local.to(term.dtype)).detach().to(torch.float64)
+                total = torch.zeros(len(local), len(local), dtype=torch.float64)
+                for measured, count in masks:
+                    given = {} if measured is None else {"measured": measured}
+                    one = modality.expected_information(local.to(term.dtype), **given)
+                    total += count * one.detach().to(torch.float64)
             elif modality.has_simulator:
-                generator = torch.Generator().manual_seed(seed)
-                rows, step = [], max(1, _ELEMENTS // max(1, modality.event_shape.numel()))
-                for start in range(0, simulations, step):
-                    n = min(step, simulations - start)
-                    x = modality.simulate(local.to(term.dtype).expand(n, -1), generator)
-                    rows.append(observation_scores(term, x, local))
-                u = torch.cat(rows)
-                one = torch.cov(u.T).reshape(len(local), len(local))
+                total = torch.cov(self._simulated_scores(term, local, masks, simulations, seed).T).reshape(
+                    len(local), -1
+                )
+                total = total * self.observations.lengths[name]
             else:
                 raise ModalityError(
                     f"plugin '{name}' ({type(modality).__name__}) has neither expected_information nor simulate; "
                     "use the observed information, or write one of the two"
                 )
             full = torch.zeros(len(self.parameters), len(self.parameters), dtype=torch.float64)
-            full[term.index[0][:, None], term.index[0]] = one * self.observations.lengths[name]
+            full[term.index[0][:, None], term.index[0]] = total
             out[name] = full
         return out
+
+    def _masks(self, name: str) -> list[tuple[Tensor | None, int]]:
+        """Which entries were measured, each pattern once with its number of observations; None where all were."""
+        count: Counter[bytes] = Counter()
+        shape = self.modalities[name].event_shape
+        if self.modalities[name].allows_missing:
+            for x in self.observations.blocks(name):
+                count.update(row.tobytes() for row in (~torch.isnan(x)).reshape(len(x), -1).numpy())
+        if not count or all(all(key) for key in count):
+            return [(None, self.observations.lengths[name])]
+        return [(torch.tensor(list(key), dtype=torch.bool).reshape(shape), n) for key, n in sorted(count.items())]
+
+    def _simulated_scores(
+        self, term: _Term, local: Tensor, masks: list[tuple[Tensor | None, int]], simulations: int, seed: int
+    ) -> Tensor:
+        """Scores (simulations, P_m) of observations simulated at local θ (P_m,), incomplete as the data are."""
+        modality, generator = term.modality, torch.Generator().manual_seed(seed)
+        step, rows = max(1, _ELEMENTS // max(1, modality.event_shape.numel())), []
+        for start in range(0, simulations, step):
+            n = min(step, simulations - start)
+            x = modality.simulate(local.to(term.dtype).expand(n, -1), generator)
+            if masks[0][0] is not None:
+                weights = torch.tensor([float(count) for _, count in masks])
+                drawn = torch.multinomial(weights, n, replacement=True, generator=generator)
+                x = torch.where(torch.stack([m for m, _ in masks if m is not None])[drawn], x, torch.nan)
+            rows.append(observation_scores(term, x, local))
+        return torch.cat(rows)
 
 
 def observation_scores(term: _Term, x: Tensor, local: Tensor) -> Tensor:
     """∇_θ s of single observations x (B, *event) at one local θ (P_m,): (B, P_m)."""
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         leaf = local.detach().expand(x.shape[0], -1).clone().requires_grad_()
         s = term.pairs(x, leaf)
         return _gradient(s.to(torch.float64).sum(), leaf, retain=True).detach()

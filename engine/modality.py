@@ -119,7 +119,11 @@ class Modality(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no simulator: define simulate(theta, generator)")
 
     def expected_information(self, theta: Tensor) -> Tensor:
-        """Fisher's expected information of one observation: (*batch, P_m) -> (*batch, P_m, P_m). Optional."""
+        """Fisher's expected information of one observation: (*batch, P_m) -> (*batch, P_m, P_m). Optional.
+
+        A modality with :attr:`allows_missing` also takes ``measured``, a boolean of shape event_shape: which
+        entries of the observation there are (all of them by default).
+        """
         raise NotImplementedError(f"{type(self).__name__} has no closed form for its expected information")
 
     def stack_key(self) -> Hashable | None:

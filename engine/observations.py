@@ -47,7 +47,9 @@ class _Source:
                 not values.is_floating_point() and not values.is_complex() and values.dtype != torch.bool
             )
             dtype = values.dtype
-            self._array = values.to(torch.float64) if fine else values
+            # a copy of its own: what the hash says must stay what is scored
+            with torch.inference_mode(False):
+                self._array = values.to(torch.float64, copy=True) if fine else values
         else:
             array = np.asarray(values)
             dtype = array.dtype
@@ -216,10 +218,9 @@ class Observations(Mapping[str, Tensor]):
         different models."""
         seen: dict[str, str] = {}
         for name in sorted(self.hashes):
-            if modalities[name].auxiliary:
-                continue
             other = seen.setdefault(self.hashes[name], name)
-            if other == name or (self._constant[name] and not _same_model(modalities[other], modalities[name])):
+            plain = self._constant[name] or modalities[name].auxiliary or modalities[other].auxiliary
+            if other == name or (plain and not _same_model(modalities[other], modalities[name])):
                 continue
             raise ObservationError(
                 f"plugins '{other}' and '{name}' were given the same data, which would be counted twice; "

@@ -28,6 +28,7 @@ __all__ = ["Solution", "maximise"]
 
 _EDM = 1e-22  # aim: 1e-11 standard errors from the maximum
 _EDM_ENOUGH = 1e-9  # where rounding stops the progress earlier: 4e-5 standard errors
+_BLUR = 1e-6  # nats: smaller changes of S are judged by its score, which cancellation inside a scalar does not blur
 _RUNAWAY = 1e13  # typical sizes from its start: a search this far out has no maximum to find
 _RANK = 1e-11  # eigenvalues of the scaled curvature below this carry no information in float64
 
@@ -193,7 +194,7 @@ def maximise(
             @ change[:, :, None]
         )[:, 0, 0]
         predicted = (score[live] * (trial - theta[live])).sum(-1) - 0.5 * curvature
-        noise = 4.0 * (resolution[live] + new.resolution)
+        noise = (4.0 * (resolution[live] + new.resolution)).clamp_min(_BLUR)
         small = predicted.abs() <= noise
         better = (gain > 0) & (gain >= 1e-4 * predicted)
         sharper = small & (gain >= -noise) & (new_model.edm < model.edm) & ~new_model.rising

@@ -1,11 +1,11 @@
 """A plugin's folder: what a modality was built with, its weights, and what belongs to it.
 
-==================  =====================================================================
-``plugin.toml``     the class that builds it, its configuration, parameters, units, versions
-``weights.zarr``    the tensors of the configuration, of the state and of the certificate
+=====================  ====================================================================
+``plugin.toml``        the class that builds it, its configuration, parameters, units, versions
+``weights.zarr``       the tensors of the configuration, of the state and of the certificate
 ``observations.zarr``  optional: the data that belong to the plugin, as the array ``x``
-``code.py``         optional: the file that defines its class, run only with ``trust=True``
-==================  =====================================================================
+``code.py``            optional: the file that defines its class, run only with ``trust=True``
+=====================  ====================================================================
 
 A folder is written once and read with suspicion: nothing in it is imported, run or allocated before it
 was found to be what :func:`write_plugin` writes (:mod:`engine.factories` has the rule for imports).
@@ -95,8 +95,9 @@ def write_plugin(
         raise ModalityError(f"a plugin must be an engine.Modality, got {type(modality).__name__}; subclass Modality")
     folder.mkdir(parents=True)
     try:
-        _write(folder, modality, tuple(parameters), observations, None if code is None else Path(code), certificate)
-        _check_written(folder, modality)
+        code = None if code is None else Path(code)
+        arrays = _write(folder, modality, tuple(parameters), observations, code, certificate)
+        _check_written(folder, modality, arrays)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -109,11 +110,11 @@ def _write(
     observations: Tensor | None,
     code: Path | None,
     certificate: Any,
-) -> None:
+) -> dict[str, Tensor]:
     name = type(modality).__name__
     namer = _namer(code)
     configuration, arrays = encode(modality.configuration, "configuration", namer)
-    state = _state(modality)
+    arrays |= {f"state/{key}": value for key, value in _state(modality).items()}
     if certificate is not None:
         table = certificate.to_toml() if hasattr(certificate, "to_toml") else certificate
         certificate, more = encode(table, "certificate", _no_code)
@@ -122,7 +123,7 @@ def _write(
         raise ModalityError(
             f"{name} must bring along only parameters it depends on, got {', '.join(strangers)}; declare them apart"
         )
-    write_arrays(folder / "weights.zarr", {**arrays, **{f"state/{key}": value for key, value in state.items()}})
+    write_arrays(folder / "weights.zarr", arrays)
     if observations is not None:
         shape = tuple(observations.shape)
         if observations.dim() < 1 or shape[1:] != tuple(modality.event_shape):
@@ -163,6 +164,7 @@ def _write(
             f"{name}: plugin.toml must have at most {TOML_BYTES} bytes, got {len(text)}; pass long lists as tensors"
         )
     (folder / "plugin.toml").write_bytes(text)
+    return arrays
 
 
 def _table(name: str, table: Mapping[str, Any], repeated: bool = False) -> list[str]:
@@ -225,7 +227,7 @@ def _versions(factory: type) -> dict[str, str]:
     return versions
 
 
-def _check_written(folder: Path, modality: Modality) -> None:
+def _check_written(folder: Path, modality: Modality, arrays: Mapping[str, Tensor]) -> None:
     """Build it again and compare; ModalityError unless it is the same in every bit."""
     name = type(modality).__name__
     try:
@@ -233,18 +235,18 @@ def _check_written(folder: Path, modality: Modality) -> None:
     except RegistryError as error:
         raise ModalityError(f"{name} cannot be built again from what was written: {error}") from error
     info, written = describe(folder), read_arrays(folder / "weights.zarr")
-    rebuilt, arrays = encode(
-        again.configuration, "configuration", _namer(folder / "code.py" if info.has_code else None)
-    )
+    namer = _namer(folder / "code.py" if info.has_code else None)
+    rebuilt, found = encode(again.configuration, "configuration", namer)
     before, after = (inline(dict(sorted(table.items()))) for table in (info.configuration, rebuilt))
     if before != after:
         raise ModalityError(
             f"{name} must have the same configuration when it is built again, got {after:.500} after {before:.500}; "
             "keep what __init__ is given as it is"
         )
-    arrays |= {f"state/{key}": value for key, value in again.state_dict().items()}
+    found |= {f"state/{key}": value for key, value in again.state_dict().items()}
+    found |= {key: value for key, value in written.items() if key.startswith("certificate/")}
     for key, value in arrays.items():
-        if key not in written or _bits(value) != _bits(written[key]):
+        if key not in found or _bits(value) != _bits(found[key]) or _bits(value) != _bits(written[key]):
             raise ModalityError(f"{name} must have the same tensors when it is built again, but '{key}' differs")
     if (again.parameter_names, again.event_shape) != (modality.parameter_names, modality.event_shape):
         raise ModalityError(f"{name} must have the same parameter_names and event_shape when it is built again")
@@ -344,10 +346,14 @@ def _load_state(modality: Modality, state: Mapping[str, Tensor], folder: Path) -
             )
         if tensor.dtype != state[key].dtype and not (tensor.is_floating_point() and state[key].is_floating_point()):
             raise RegistryError(f"{folder}: '{key}' must be of type {tensor.dtype}, got {state[key].dtype} stored")
-    with torch.no_grad():
+    try:
         for key, tensor in own.items():
             tensor.data = state[key]  # takes the stored type too; the object stays, and so do tied weights
-    modality.load_state_dict(dict(state), strict=True)
+        modality.load_state_dict(dict(state), strict=True)
+    except Exception as error:  # a class may load its state in its own way
+        raise RegistryError(
+            f"{folder}: the stored weights cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
 
 
 class _SourceOnly(importlib.machinery.SourceFileLoader):

@@ -135,7 +135,10 @@ def profile_intervals(
         if not live:
             break
         start = torch.minimum(torch.maximum(torch.stack([end.start for end in live]), lower), upper)
-        column, psi = torch.tensor([end.column for end in live]), torch.tensor([end.psi for end in live], dtype=torch.float64)
+        column, psi = (
+            torch.tensor([end.column for end in live]),
+            torch.tensor([end.psi for end in live], dtype=torch.float64),
+        )
         value, slope, found, fine = profiled(evidence, start, column, psi, lower, upper, scale)
         for k, end in enumerate(live):
             drop = 2.0 * (maximum - float(value[k]))
@@ -176,7 +179,15 @@ class _End:
     """
 
     def __init__(
-        self, column: int, side: int, theta: Tensor, bound: float, at: Derivatives, covariance: Tensor, scale: float, target: float
+        self,
+        column: int,
+        side: int,
+        theta: Tensor,
+        bound: float,
+        at: Derivatives,
+        covariance: Tensor,
+        scale: float,
+        target: float,
     ) -> None:
         self.column, self.side, self.bound, self.target = column, side, bound, target
         self.centre = float(theta[column])
@@ -191,7 +202,9 @@ class _End:
         self.width = scale if flat else target**2 / (push + math.sqrt(push**2 + curvature * target**2))
         self.step = min(self.width, self.reach)
         #: how the other components follow, per unit of this one, from the last conditional maximum on
-        tilt = torch.nan_to_num(covariance[column] / variance, nan=0.0, posinf=0.0, neginf=0.0) if known else 0.0 * theta
+        tilt = (
+            torch.nan_to_num(covariance[column] / variance, nan=0.0, posinf=0.0, neginf=0.0) if known else 0.0 * theta
+        )
         self.tilt = tilt.index_fill(0, torch.tensor([column]), 1.0)
         self.base, self.base_step = theta, 0.0
         self.cut = self.step == 0
@@ -239,7 +252,8 @@ class _End:
         if math.isfinite(root) and root > 0.05 * self.target and fall > 0:
             newton = self.step + (self.target - root) * root / fall  # d√D/dψ = (−dS/dψ) / √D
             if self.inner < newton < widest:
-                return newton
+                # far outside, where S may fall exponentially, Newton's steps on √D are too short
+                return newton if root < 4.0 * self.target else min(newton, 0.5 * (self.inner + limit))
             if newton >= widest and not math.isfinite(limit):
                 return widest
         return 0.5 * (self.inner + limit) if math.isfinite(limit) else widest

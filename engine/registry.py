@@ -327,7 +327,7 @@ class Registry:
             evidence,
             start=start,
             fixed=fixed,
-            kind=covariance,
+            covariance=covariance,
             screen=screen,
             polish=polish,
             seed=seed,

@@ -152,15 +152,24 @@ class Estimate:
         evidence = self._usable("a covariance")
         fixed, floor, rank = self._fixed(), curvature_floor(self.parameters, self.theta), self.rank
         if kind == "observed":
-            return covariance(self.information, fixed, floor, kind=kind, rank=rank)
-        if kind == "godambe":
-            K = variability(evidence.scores(self.theta), paired=paired)
-            return godambe(self.information, K, fixed, floor, rank=rank)
-        parts = evidence.expected_information(self.theta, simulations=simulations, seed=seed)
-        J = torch.stack([parts[name] for name in sorted(parts)]).sum(0)
-        if self.prior:
-            J = J + evidence.prior_derivatives(self.theta[None])[2][0]
-        return covariance(J, fixed, floor, kind=kind, rank=rank)
+            known = covariance(self.information, fixed, floor, kind=kind, rank=rank)
+        elif kind == "godambe":
+            known = godambe(self.information, self._variability(evidence, paired), fixed, floor, rank=rank)
+        else:
+            parts = evidence.expected_information(self.theta, simulations=simulations, seed=seed)
+            J = torch.stack([parts[name] for name in sorted(parts)]).sum(0)
+            if self.prior:
+                J = J + evidence.prior_derivatives(self.theta[None])[2][0]
+            known = covariance(J, fixed, floor, kind=kind, rank=rank)
+        return known.without(self.parameters.indices(sorted({n for d in self.null_directions for n in d})))
+
+    def _variability(self, evidence: Evidence, paired: bool) -> Tensor:
+        """K: from the scores of the observations; an auxiliary measurement, made once, has its own variance."""
+        once = [n for n, m in evidence.modalities.items() if m.auxiliary and evidence.observations.lengths[n] == 1]
+        K = variability({n: u for n, u in evidence.scores(self.theta).items() if n not in once}, paired=paired)
+        for part in evidence.expected_information(self.theta, names=once).values():
+            K = K + part
+        return K
 
     def interval(self, name: str, level: float = 0.6827, method: str = "profile") -> Interval:
         """A confidence interval of one parameter: (low, high).

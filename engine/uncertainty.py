@@ -14,7 +14,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +75,14 @@ class Covariance:
         """Standard errors, shape (P,)."""
         return self.matrix.diagonal().clamp_min(0.0).sqrt()
 
+    def without(self, columns: Sequence[int]) -> Covariance:
+        """The same, with these components marked as not known: infinite variance, NaN covariances."""
+        matrix, index = self.matrix.clone(), list(columns)
+        if index:
+            matrix[index, :] = matrix[:, index] = torch.nan
+            matrix[index, index] = torch.inf
+        return Covariance(matrix, self.kind, self.null)
+
 
 def covariance(information: Tensor, fixed: Tensor, floor: Tensor, *, kind: str, rank: float = _RANK) -> Covariance:
     """The projected covariance of one estimate.
@@ -96,13 +104,8 @@ def covariance(information: Tensor, fixed: Tensor, floor: Tensor, *, kind: str, 
         ([inf, inf], [0.7071, -0.7071])
     """
     inverse, null, involved = _inverse(information, fixed, floor, rank)
-    matrix = inverse.clone()
-    matrix[involved, :] = torch.nan
-    matrix[:, involved] = torch.nan
-    matrix[involved, involved] = torch.inf
-    matrix[fixed, :] = 0.0
-    matrix[:, fixed] = 0.0
-    return Covariance(matrix, kind, null)
+    known = Covariance(inverse, kind, null).without(involved.nonzero()[:, 0].tolist())
+    return _held(known, fixed)
 
 
 def godambe(
@@ -111,10 +114,14 @@ def godambe(
     """Godambe's covariance J⁻¹ K J⁻¹ on the free block; arguments as :func:`covariance`, K of shape (P, P)."""
     inverse, null, involved = _inverse(information, fixed, floor, rank)
     matrix = inverse @ variability @ inverse
-    matrix[involved, :] = torch.nan
-    matrix[:, involved] = torch.nan
-    matrix[involved, involved] = torch.inf
-    return Covariance(0.5 * (matrix + matrix.mT), "godambe", null)
+    known = Covariance(0.5 * (matrix + matrix.mT), "godambe", null).without(involved.nonzero()[:, 0].tolist())
+    return _held(known, fixed)
+
+
+def _held(known: Covariance, fixed: Tensor) -> Covariance:
+    known.matrix[fixed, :] = 0.0
+    known.matrix[:, fixed] = 0.0
+    return known
 
 
 def variability(scores: Mapping[str, Tensor], *, paired: bool = False) -> Tensor:

@@ -22,11 +22,25 @@ def poisson_log_density(x: Tensor, rate: Tensor) -> Tensor:
         [0.0, -inf, -inf]
     """
     impossible = (rate < 0) | ((rate == 0) & (x > 0)) | (x < 0)
-    # Both wheres: the logarithm of a masked rate would put NaN into the gradient of the entries that are kept.
-    safe = torch.where(impossible | (rate == 0), 1.0, rate)
-    counts = torch.where(x < 0, 0.0, x)
-    value = counts * safe.log() - torch.where(impossible, 0.0, rate) - torch.lgamma(counts + 1.0)
+    some = (x > 0) & ~impossible
+    # Masked before, not after: a logarithm that is not used would put NaN into the gradient of what is.
+    counts, expected = torch.where(some, x, 1.0), torch.where(some, rate, 1.0)
+    excess = (expected - counts) / counts
+    near = excess.abs() < 0.5
+    # x log(λ/x) − (λ − x) keeps its digits where a billion events cancel; what is left depends on x alone.
+    log_ratio = torch.where(
+        near, torch.log1p(torch.where(near, excess, 0.0)), torch.where(near, 1.0, expected).log() - counts.log()
+    )
+    value = torch.where(some, counts * (log_ratio - excess) + _log_peak(counts), -torch.where(impossible, 0.0, rate))
     return torch.where(impossible, -math.inf, value)
+
+
+def _log_peak(x: Tensor) -> Tensor:
+    r""":math:`x \log x - x - \log\Gamma(x + 1)` for x > 0, by Stirling's series where x is large."""
+    large = x > 100.0
+    big, small = torch.where(large, x, 200.0), torch.where(large, 1.0, x)
+    series = -0.5 * (LOG_2PI + big.log()) - 1.0 / (12.0 * big) + 1.0 / (360.0 * big**3)
+    return torch.where(large, series, small * small.log() - small - torch.lgamma(small + 1.0))
 
 
 def cholesky(covariance: Tensor) -> tuple[Tensor, Tensor]:

@@ -178,25 +178,31 @@ class Gaussian(Modality):
             raise ModalityError(f"{rule} to simulate, got one that is not at θ = {at}; keep the prior where it is")
         return mean + noise if self.event_shape else (mean + noise)[..., 0]
 
-    def expected_information(self, theta: Tensor) -> Tensor:
-        """The expected information of a complete observation: (*batch, P_m) -> (*batch, P_m, P_m).
+    def expected_information(self, theta: Tensor, measured: Tensor | None = None) -> Tensor:
+        """The expected information of one observation: (*batch, P_m) -> (*batch, P_m, P_m).
 
-        NaN where θ gives no covariance.
+        Only ``measured`` entries (event_shape, boolean; all by default) count. NaN where θ gives no covariance.
         """
         slope = jacobian(self.mean, theta)  # (*batch, D, P_m)
+        there = None if measured is None else measured.reshape(-1)
+        if there is not None:
+            slope = slope * there[:, None]
         if self._diagonal:
             sd, valid = self._sd(theta)
             slope = slope / sd[..., None]
             information = slope.mT @ slope
             if isinstance(self.sd, Predictor):
                 relative = jacobian(self.sd, theta) / sd[..., None]
+                relative = relative if there is None else relative * there[:, None]
                 information = information + 2.0 * relative.mT @ relative
         else:
-            _, whitener, valid = self._factors(theta)
+            _, whitener, valid = self._factors(theta, there)
             slope = whitener @ slope
             information = slope.mT @ slope
             if isinstance(self.covariance, Predictor):
                 change = jacobian(self.covariance, theta)  # (*batch, D, D, P_m)
+                if there is not None:
+                    change = change * (there[:, None] & there)[..., None]
                 change = torch.einsum("...ij,...jkp,...lk->...ilp", whitener, change, whitener).flatten(-3, -2)
                 information = information + 0.5 * change.mT @ change
         return information if valid is None else torch.where(valid[..., None, None], information, math.nan)

@@ -97,10 +97,14 @@ class StudentT(Modality):
         x = location + self.scale * radius * torch.cos(2.0 * math.pi * v)
         return x if self.event_shape else x[..., 0]
 
-    def expected_information(self, theta: Tensor) -> Tensor:
-        """Jᵀ diag((ν + 1) / (ν + 3) / σ²) J of a complete observation: (*batch, P_m) -> (*batch, P_m, P_m)."""
+    def expected_information(self, theta: Tensor, measured: Tensor | None = None) -> Tensor:
+        """Jᵀ diag((ν + 1) / (ν + 3) / σ²) J of one observation: (*batch, P_m) -> (*batch, P_m, P_m).
+
+        Only ``measured`` entries (event_shape, boolean; all by default) count.
+        """
         slope = jacobian(self.location, theta)
         weight = (self.df + 1) / (self.df + 3) / self.scale.square()
+        weight = weight if measured is None else weight * measured.reshape(-1)
         return slope.mT @ (weight[:, None] * slope)
 
     def stack_key(self) -> Hashable | None:

@@ -120,7 +120,7 @@ def test_the_kind_asked_for_is_the_covariance_of_the_estimate():
     x = 2.0 * normals(50, 1, seed=1)
     evidence = Evidence(ParameterSpace([Parameter("mu")]), {"m": Gaussian(parameter_names=("mu",), sd=1.0)}, {"m": x})
     for kind in ("observed", "expected", "godambe"):
-        fit = estimate(evidence, kind=kind)
+        fit = estimate(evidence, covariance=kind)
         assert fit.covariance_kind == kind
         assert torch.equal(fit.covariance, fit.uncertainty(kind).matrix)
         low, high = fit.interval("mu", level=ONE_SIGMA, method="wald")
