@@ -46,7 +46,7 @@ def reference(obj: Any) -> str:
 
     Example:
         >>> reference(nn.Linear), reference(Modality)
-        ('torch.nn:Linear', 'engine.modality:Modality')
+        ('torch.nn:Linear', 'engine:Modality')
     """
     builtin = isinstance(obj, types.BuiltinFunctionType)  # torch.tanh is "_VariableFunctionsClass.tanh" of torch
     name = getattr(obj, "__name__" if builtin else "__qualname__", None)
@@ -65,15 +65,26 @@ def reference(obj: Any) -> str:
             f"a class or function must live in an importable module, got {name!r} of {module!r}, which no other "
             "program can import; move it into a file of its own and import it, or ship that file with code="
         )
-    if isinstance(obj, type) and module.startswith("torch.nn.modules.") and vars(nn).get(name) is obj:
-        module = "torch.nn"
     found = _walk(sys.modules.get(module), name)
     if found is not obj:
         raise ModalityError(
             f"the name '{module}:{name}' must lead back to the object, got {found!r}; "
             "a decorated or replaced object has no name: wrap it in a class or function of its own"
         )
+    if module.startswith("torch.nn.modules.") and vars(nn).get(name) is obj:
+        return f"torch.nn:{name}"
+    # The package that offers it by the same name: "modalities:Gaussian" outlives a move of the file behind it.
+    for package in _parents(module):
+        if name in getattr(sys.modules.get(package), "__all__", ()) and getattr(sys.modules[package], name, None) is obj:
+            module = package
+            break
     return f"{module}:{name}"
+
+
+def _parents(module: str) -> list[str]:
+    """The packages above a module, the outermost first."""
+    parts = module.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts))]
 
 
 def resolve(reference: str, kind: str, trust: bool = False) -> Any:

@@ -16,7 +16,6 @@ A parameter is one line, ``H0 [km/s/Mpc] = Uniform(40, 100)``. A plugin is a TOM
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ import torch.distributions as td
 
 from engine.errors import EvidenceError, ModalityError, ParameterError, RegistryError
 from engine.factories import resolve
+from engine.files import parse_toml, read_bytes
 from engine.modality import Modality
 from engine.parameters import Parameter
 from engine.plugin import describe, read_observations, read_plugin
@@ -86,13 +86,9 @@ def parse_parameter(text: str) -> Parameter:
 
 def _toml(path: Path, limit: int = 2**24) -> dict[str, Any]:
     try:
-        if path.stat().st_size > limit:
-            raise RegistryError(
-                f"{path} has {path.stat().st_size} bytes; a specification has at most {limit}: put arrays into files"
-            )
-        return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
-        raise RegistryError(f"{path} cannot be read as TOML: {error or type(error).__name__}") from error
+        return parse_toml(read_bytes(path, limit), str(path))
+    except OSError as error:
+        raise RegistryError(f"{path} cannot be read: {error}") from error
 
 
 def read_parameters(path: Path) -> list[Parameter]:
