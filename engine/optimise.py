@@ -130,7 +130,7 @@ def maximise(
     upper: Tensor,
     scale: Tensor,
     *,
-    iterations: int = 200,
+    iterations: int = 500,
 ) -> Solution:
     """The local maxima that Newton steps reach from K starts, each inside its own box.
 

@@ -165,7 +165,7 @@ def test_verify_finds_a_changed_byte_and_names_the_plugin(evidence, workspace):
 def test_a_plugin_folder_of_another_workspace_is_appended_with_its_data(evidence, workspace, tmp_path):
     other = tmp_path / "other"
     evidence("init", other, "-p", "mu [pb] = Uniform(0, 10)")
-    status, out, _ = evidence("append", "tracker", workspace / "plugins" / "tracker", "-w", other)
+    status, _out, _ = evidence("append", "tracker", workspace / "plugins" / "tracker", "-w", other)
     assert status == 0
     a, b = Registry.open(workspace), Registry.open(other)
     assert a.plugins["tracker"].content == b.plugins["tracker"].content
@@ -206,7 +206,10 @@ def test_wrong_input_is_a_message_and_status_2(evidence, workspace, tmp_path, mo
         ('factory = "modalities:Constraint"\ncolour = "red"', "colour"),
         ('factory = "modalities:Constraint"\n[configuration]\nparameter_names = ["mu"]\nsd = -1.0', "sd"),
         ('factory = "modalities:Constraint"\n[configuration]\nwings = 2', "wings"),
-        ('factory = "modalities:Gaussian"\n[configuration]\nparameter_names=["mu"]\nsd=1.0\nmean={function="os:system"}', "os:system"),
+        (
+            'factory = "modalities:Gaussian"\n[configuration]\nparameter_names=["mu"]\nsd=1.0\nmean={function="os:system"}',
+            "os:system",
+        ),
         ("factory = [[[[[[", "TOML"),
     ],
 )
@@ -231,6 +234,8 @@ def test_an_object_array_is_not_unpickled(evidence, workspace, tmp_path):
 
 def test_the_installed_command_runs_and_every_command_has_help():
     for command in ([], ["init"], ["list"], ["show"], ["verify"], ["append"], ["estimate"]):
-        done = subprocess.run([sys.executable, "-m", "engine.cli", *command, "--help"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "engine.cli", *command, "--help"], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0
         assert "Usage" in done.stdout

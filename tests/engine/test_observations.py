@@ -95,7 +95,7 @@ def test_nan_is_a_missing_entry_where_the_modality_allows_it(modalities):
 
 
 def test_an_unknown_plugin_is_named_with_those_there_are(modalities):
-    with pytest.raises(UnknownPluginError, match="'traker'; there are .*tracker"):
+    with pytest.raises(UnknownPluginError, match=r"'traker'; there are .*tracker"):
         Observations({"traker": [[1.0, 1.0]]}, modalities)
 
 

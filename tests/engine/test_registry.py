@@ -135,7 +135,7 @@ def test_the_same_data_brought_along_twice_is_refused_and_nothing_is_written(tmp
     made = Registry.create(tmp_path / "w", PARAMETERS)
     made.append("counts", five()["counts"], observations=X["counts"])
     before = (made.path / "registry.toml").read_bytes()
-    with pytest.raises(ObservationError, match="'again' .*same data|'counts' and 'again'|'again' and 'counts'"):
+    with pytest.raises(ObservationError, match=r"'again' .*same data|'counts' and 'again'|'again' and 'counts'"):
         made.append("again", five()["counts"], observations=X["counts"])
     assert (made.path / "registry.toml").read_bytes() == before
     assert sorted(p.name for p in (made.path / "plugins").iterdir()) == ["counts"]
@@ -159,7 +159,7 @@ def test_superseding_keeps_the_past(registry):
 def test_a_plugin_brings_parameters_along_and_must_agree(registry):
     registry.append("lens", Constraint("h"), parameters=[Parameter("h", unit="km")])
     assert registry.parameters.names == ("mu", "nu", "h")
-    with pytest.raises(ParameterError, match="'h' has unit 'km' in .*lens.* and unit 'm' in"):
+    with pytest.raises(ParameterError, match=r"'h' has unit 'km' in .*lens.* and unit 'm' in"):
         registry.append("rule", Constraint("h"), parameters=[Parameter("h", unit="m")])
     with pytest.raises((RegistryError, ParameterError), match="'k'"):
         registry.append("stray", Constraint("k"))
