@@ -174,13 +174,12 @@ def _classify(
     if not bool(solution.converged.any()):
         k = int(torch.nan_to_num(solution.at.value, nan=-torch.inf).argmax())
         point = ", ".join(f"{n} = {v:.6g}" for n, v in zip(space.names, solution.theta[k].tolist(), strict=True))
-        return _failed(
-            evidence,
-            fixed,
-            f"none of {len(value)} starts reached a maximum; the best stopped at {point}, where an increase of "
-            f"{float(solution.edm[k]):.2g} nats is still expected. Narrow the bounds, or give start=",
-            provenance,
-        )
+        why = f"none of {len(value)} starts reached a maximum; the best stopped at {point}, where "
+        if _at_wall(evidence, solution.theta[k], solution.at.score[k], lower, upper):
+            why += "S still rises but is −∞ just beyond. Set a bound where θ becomes impossible"
+        else:
+            why += f"an increase of {float(solution.edm[k]):.2g} nats is still expected. Narrow the bounds, or give start="
+        return _failed(evidence, fixed, why, provenance)
     higher = solution.at.value > value[best] + 1e-3 + 4 * solution.at.resolution
     if bool(higher.any()):
         k = int(solution.at.value.argmax())
@@ -253,6 +252,14 @@ def _classify(
     object.__setattr__(fit, "covariance", asked.matrix)
     object.__setattr__(fit, "covariance_kind", asked.kind)
     return fit
+
+
+def _at_wall(evidence: Evidence, theta: Tensor, score: Tensor, lower: Tensor, upper: Tensor) -> bool:
+    """Whether S is −∞ a hundredth of a typical size up its own slope."""
+    uphill = torch.where(upper > lower, score * evidence.parameters.scale, 0.0)
+    step = 1e-2 * evidence.parameters.scale * uphill / uphill.norm().clamp_min(1e-300)
+    beyond = torch.minimum(torch.maximum(theta + step, lower), upper)
+    return bool(torch.isinf(evidence.value(beyond[None]))[0])
 
 
 def _misdescribed(
