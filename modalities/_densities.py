@@ -18,8 +18,8 @@ def poisson_log_density(x: Tensor, rate: Tensor) -> Tensor:
     −∞ for a negative rate, and for counts where nothing is expected; 0 for none where none is expected.
 
     Example:
-        >>> poisson_log_density(torch.tensor([0.0, 2.0, 0.0]), torch.tensor([0.0, 0.0, -1.0])).tolist()
-        [0.0, -inf, -inf]
+        >>> poisson_log_density(torch.tensor([0.0, 2.0, 0.0]), torch.tensor([0.0, 0.0, -1.0])) + 0.0  # −0 is 0
+        tensor([0., -inf, -inf])
     """
     impossible = (rate < 0) | ((rate == 0) & (x > 0)) | (x < 0)
     some = (x > 0) & ~impossible

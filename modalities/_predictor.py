@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.errors import ModalityError
-from modalities._tensors import Numbers, float64
+from modalities._tensors import Exact, Numbers, float64
 
 __all__ = ["Function", "Predictor", "check_function", "event_size", "jacobian"]
 
@@ -17,7 +17,7 @@ __all__ = ["Function", "Predictor", "check_function", "event_size", "jacobian"]
 Function: TypeAlias = Callable[..., Tensor]
 
 
-class Predictor(nn.Module):
+class Predictor(Exact):
     """A checked function of θ in float64: (*batch, P_m) -> (*batch, *shape).
 
     Arguments:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.errors import ModalityError
 
-__all__ = ["Numbers", "check_covariance", "float64", "own_generator", "per_entry", "require"]
+__all__ = ["Exact", "Numbers", "check_covariance", "float64", "own_generator", "per_entry", "require"]
 
 #: What a numeric argument may be: a tensor, or plain numbers, nested where it has several dimensions.
 Numbers: TypeAlias = Tensor | Sequence[Any] | float
@@ -107,3 +107,15 @@ def own_generator(generator: torch.Generator | None) -> torch.Generator:
     fresh = torch.Generator()
     fresh.seed()
     return fresh
+
+
+class Exact(nn.Module):
+    """A module whose own numbers stay float64 whatever it is cast to: measurements are not weights."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        kept = {name: b for name, b in self._buffers.items() if b is not None and b.dtype == torch.float64}
+        super()._apply(fn, recurse)
+        for name, known in kept.items():
+            cast = self._buffers[name]
+            self._buffers[name] = known if cast is None else known.to(cast.device)
+        return self

@@ -20,12 +20,12 @@ from torch.distributions import constraints
 from engine.errors import ModalityError
 from engine.modality import Modality
 from modalities._predictor import Function, Predictor, jacobian
-from modalities._tensors import Numbers, float64, own_generator, require
+from modalities._tensors import Exact, Numbers, float64, own_generator, require
 
 __all__ = ["Categorical"]
 
 
-class Categorical(Modality):
+class Categorical(Exact, Modality):
     """Evidence from one category, an index 0 ... C − 1, about a hypothesis or about continuous θ.
 
     Arguments:

@@ -23,12 +23,12 @@ from torch.distributions import constraints
 from engine.errors import ModalityError
 from engine.modality import Modality
 from modalities._densities import LOG_2PI, poisson_log_density, whiten, whitening
-from modalities._tensors import Numbers, check_covariance, own_generator, per_entry, require
+from modalities._tensors import Exact, Numbers, check_covariance, own_generator, per_entry, require
 
 __all__ = ["Constraint"]
 
 
-class Constraint(Modality):
+class Constraint(Exact, Modality):
     """Evidence from auxiliary measurements x of the parameters, event shape (P_m,).
 
     Arguments:

@@ -23,12 +23,12 @@ from engine.errors import ModalityError
 from engine.modality import Modality
 from modalities._densities import LOG_2PI, cholesky, whiten, whitening
 from modalities._predictor import Function, Predictor, check_function, event_size, jacobian
-from modalities._tensors import Numbers, check_covariance, own_generator, per_entry
+from modalities._tensors import Exact, Numbers, check_covariance, own_generator, per_entry
 
 __all__ = ["Gaussian"]
 
 
-class Gaussian(Modality):
+class Gaussian(Exact, Modality):
     """Evidence from values with Gaussian errors, independent or correlated.
 
     Arguments:

@@ -28,12 +28,12 @@ from engine.modality import Modality
 from modalities._densities import poisson_log_density
 from modalities._histfactory import compile_channel
 from modalities._predictor import jacobian
-from modalities._tensors import Numbers, own_generator, require
+from modalities._tensors import Exact, Numbers, own_generator, require
 
 __all__ = ["PoissonCounts"]
 
 
-class PoissonCounts(Modality):
+class PoissonCounts(Exact, Modality):
     """Evidence from counts in independent bins, event shape (bins,).
 
     The parameters are those named by the arguments, in the order of first mention: ``strength``, ``scale``,

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from engine.modality import Modality
 from modalities._predictor import Function, Predictor, event_size, jacobian
-from modalities._tensors import Numbers, own_generator, per_entry
+from modalities._tensors import Exact, Numbers, own_generator, per_entry
 
 __all__ = ["StudentT"]
 
 
-class StudentT(Modality):
+class StudentT(Exact, Modality):
     """Evidence from independent values of which a few may be far off.
 
     Arguments:
