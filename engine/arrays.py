@@ -55,14 +55,23 @@ _ARRAY_FIELDS = {
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """What a checked header says of an array."""
+    """What a checked header says of an array.
+
+    Attributes:
+        shape: The array's shape.
+        dtype: The type of its entries, one of :data:`DTYPES`.
+
+    Example:
+        >>> ArrayHeader((2, 3), torch.float64).nbytes
+        48
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     @property
     def nbytes(self) -> int:
-        """The size of its values."""
+        """The size of its values, in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -127,9 +136,27 @@ def _numpy(key: str, value: Tensor | np.ndarray) -> np.ndarray:
 def array_headers(path: str | Path) -> dict[str, ArrayHeader]:
     """Shape and type of every array of a group, after checking that the group is safe to read.
 
+    Arguments:
+        path: The group's folder.
+
+    Returns:
+        Key -> header. No array is read.
+
     Raises:
         RegistryError: naming the file, for everything that :func:`write_arrays` would not have written:
             another codec, data type or field, a link, a missing, unexpected or wrongly sized chunk.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp(), "a.zarr")
+        >>> write_arrays(folder, {"x": torch.zeros(2, 3)})
+        >>> array_headers(folder)
+        {'x': ArrayHeader(shape=(2, 3), dtype=torch.float32)}
+        >>> (folder / "x" / "c" / "0" / "0").write_bytes(b"")
+        0
+        >>> array_headers(folder)
+        Traceback (most recent call last):
+        engine.errors.RegistryError: .../a.zarr/x/c/0/0 must have 24 bytes for its header, got 0
     """
     root = Path(path)
     if not root.is_dir():
@@ -232,10 +259,23 @@ def _sizes(value: Any, least: int) -> bool:
 
 
 def read_arrays(path: str | Path) -> dict[str, Tensor]:
-    """Every array of a group that :func:`write_arrays` wrote, by key, with its type.
+    """Every array of a group that :func:`write_arrays` wrote.
+
+    Arguments:
+        path: The group's folder.
+
+    Returns:
+        Key -> tensor, with the shape and the type it was written with.
 
     Raises:
         RegistryError: as :func:`array_headers`, before anything is decoded or allocated.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp(), "a.zarr")
+        >>> write_arrays(folder, {"counts": np.array([[57, 49]])})
+        >>> read_arrays(folder)
+        {'counts': tensor([[57, 49]])}
     """
     headers = array_headers(path)
     arrays: dict[str, Tensor] = {}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
+#: The command with its subcommands, for ``typer.testing.CliRunner`` and the like.
 app = typer.Typer(
     name="evidence",
     help="Sum one log-evidence per kind of data, and estimate the parameters they share.",
@@ -37,7 +38,18 @@ Trust = Annotated[bool, typer.Option("--trust", help="Run code that plugins name
 
 
 def main() -> None:
-    """Run the command, turning what the engine refuses into a message and exit status 2."""
+    """Run the command, turning what the engine refuses into a message and exit status 2.
+
+    Raises:
+        SystemExit: always, with the exit status.
+
+    Example:
+        >>> from unittest.mock import patch
+        >>> with patch("sys.argv", ["evidence", "verify", "--workspace", "/nowhere"]):
+        ...     main()
+        Traceback (most recent call last):
+        SystemExit: 2
+    """
     from engine.errors import EvidenceError
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow small algebra a hundredfold

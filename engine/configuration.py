@@ -185,6 +185,9 @@ def decode(
         state: The shape of every tensor of the state, which torch's own modules must fit into before
             they are built at full size; None for no such check.
 
+    Returns:
+        The configuration by argument; its tensors are those of ``arrays``, not copies.
+
     Raises:
         RegistryError: for a tag, a name or an array that is not as written.
 
@@ -264,7 +267,26 @@ def _container(kind: type[nn.Module], children: dict[str, nn.Module]) -> nn.Modu
 
 
 def build(factory: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> Any:
-    """Call a class with keyword arguments that came from a file; what it raises becomes a RegistryError."""
+    """Call a class with keyword arguments that came from a file.
+
+    Arguments:
+        factory: What to call.
+        arguments: Its keyword arguments.
+        where: What is being built, for messages.
+
+    Returns:
+        What the call returns.
+
+    Raises:
+        RegistryError: for whatever the call raises, which is its cause.
+
+    Example:
+        >>> build(nn.Linear, {"in_features": 2, "out_features": 1}, "net")
+        Linear(in_features=2, out_features=1, bias=True)
+        >>> build(nn.Linear, {"in_features": 2}, "net")
+        Traceback (most recent call last):
+        engine.errors.RegistryError: net: Linear cannot be built from what was written: TypeError: ...
+    """
     try:
         return factory(**arguments)
     except RegistryError:

@@ -16,43 +16,75 @@ from engine.parameters import Parameter
 
 __all__ = ["FORMAT", "TOML_BYTES", "PluginInfo", "changed_files", "content_hash", "describe"]
 
-#: The version of the folder's layout, and the most that its ``plugin.toml`` may hold.
+#: The version of the folder's layout.
 FORMAT = 1
+#: The most bytes that its ``plugin.toml`` may have.
 TOML_BYTES = 2**20
 
 
 @dataclass(frozen=True)
 class PluginInfo:
-    """What ``plugin.toml`` says, checked but not acted upon."""
+    """What ``plugin.toml`` says, checked but not acted upon.
 
-    #: "package.module:Class", or "code:Class" for a class of the plugin's own ``code.py``.
+    Attributes:
+        factory: "package.module:Class", or "code:Class" for a class of the plugin's own ``code.py``.
+        configuration: The configuration as plain values, with the tags of :mod:`engine.configuration`.
+        parameter_names: The components of θ that the modality depends on, in its order.
+        event_shape: The shape of one observation.
+        parameter_units: Parameter -> the unit that the modality takes for granted.
+        parameters: Declarations that the plugin brings along for parameters that a registry may not have yet.
+        training_prior: The prior that it was trained on, where it was trained.
+        frozen: Weights that training had left alone (``requires_grad`` was off).
+        versions: What it was written with: python, torch, numpy, zarr, scalar-evidence, the factory's own package.
+        certificate: The certificate as plain values; :func:`engine.plugin.read_certificate` has its tensors as well.
+        has_code: Whether it ships a ``code.py``.
+        has_observations: Whether it ships data.
+        files: The SHA-256 of every other file of the folder, by relative path.
+
+    Example:
+        >>> import tempfile
+        >>> from engine.plugin import write_plugin
+        >>> from modalities import Gaussian
+        >>> folder = Path(tempfile.mkdtemp(), "length")
+        >>> write_plugin(folder, Gaussian(parameter_names=("L",), sd=2.0), parameters=[Parameter("L", unit="mm")])
+        >>> info = describe(folder)
+        >>> info.factory, info.parameters, info.configuration
+        ('modalities:Gaussian', (Parameter('L', prior=None, unit='mm', bounds=(-inf, inf)),),
+          {'parameter_names': {'tuple': ['L']}, 'sd': 2.0})
+    """
+
     factory: str
-    #: The configuration as plain values, with the tags of :mod:`engine.configuration`.
     configuration: Mapping[str, Any]
     parameter_names: tuple[str, ...]
     event_shape: tuple[int, ...]
     parameter_units: Mapping[str, str]
-    #: Declarations that the plugin brings along for parameters that a registry may not have yet.
     parameters: tuple[Parameter, ...]
-    #: The prior that it was trained on, where it was trained.
     training_prior: tuple[Parameter, ...] | None
-    #: Weights that training had left alone (``requires_grad`` was off).
     frozen: tuple[str, ...]
-    #: What it was written with: python, torch, numpy, zarr, scalar-evidence, the factory's own package.
     versions: Mapping[str, str]
-    #: The certificate as plain values; :func:`read_certificate` has its tensors as well.
     certificate: Mapping[str, Any] | None
     has_code: bool
     has_observations: bool
-    #: The SHA-256 of every other file of the folder.
     files: Mapping[str, str] = field(repr=False)
 
 
 def describe(folder: str | Path) -> PluginInfo:
     """What a plugin's ``plugin.toml`` says; nothing is imported, run or built.
 
+    Arguments:
+        folder: A plugin's folder.
+
     Raises:
-        RegistryError: naming the field that is not as :func:`write_plugin` writes it.
+        RegistryError: naming the field that is not as :func:`engine.plugin.write_plugin` writes it.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "plugin.toml").write_text("format = 2")
+        10
+        >>> describe(folder)
+        Traceback (most recent call last):
+        engine.errors.RegistryError: .../plugin.toml: format must be 1, got 2; read it with the version that wrote it
     """
     path = Path(folder) / "plugin.toml"
     table = parse_toml(read_bytes(path, TOML_BYTES), str(path))
@@ -110,10 +142,21 @@ def describe(folder: str | Path) -> PluginInfo:
 
 
 def content_hash(folder: str | Path) -> str:
-    """ "sha256:..." of every file below a folder, by relative path.
+    """One "sha256:..." for the names and the content of every file below a folder.
+
+    Arguments:
+        folder: A plugin's folder, or any other.
 
     Raises:
         RegistryError: for a link or a special file, naming it.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> before = content_hash(folder)
+        >>> (folder / "notes.txt").touch()
+        >>> content_hash(folder) == before
+        False
     """
     return hash_of_hashes(file_hashes(Path(folder)))
 
@@ -128,6 +171,22 @@ def changed_files(folder: str | Path, content: str) -> list[str]:
     Returns:
         Relative paths: changed, missing or added. ``plugin.toml`` lists the hashes of the others; where
         that list does not lead to ``content`` either, it is ``plugin.toml`` itself that was changed.
+
+    Raises:
+        RegistryError: for a link or a special file, naming it.
+
+    Example:
+        >>> import tempfile
+        >>> from engine.plugin import write_plugin
+        >>> from modalities import Gaussian
+        >>> folder = Path(tempfile.mkdtemp(), "length")
+        >>> write_plugin(folder, Gaussian(parameter_names=("L",), sd=2.0))
+        >>> content = content_hash(folder)
+        >>> changed_files(folder, content)
+        []
+        >>> (folder / "notes.txt").touch()
+        >>> changed_files(folder, content)
+        ['notes.txt']
     """
     hashes = file_hashes(Path(folder))
     if hash_of_hashes(hashes) == content:

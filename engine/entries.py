@@ -21,6 +21,7 @@ from engine.parameters import Parameter
 
 __all__ = ["HEADER", "NAME", "ParameterEntry", "PluginEntry", "block", "digests", "parse"]
 
+#: The first lines of every ledger.
 HEADER = b"""\
 # The ledger of a scalar-evidence workspace: parameters and plugins in the order in which they were appended.
 # It only grows. Each entry ends with a seal, the SHA-256 of every byte before that line: do not edit by hand.
@@ -39,27 +40,57 @@ _PLUGIN_FIELDS = {"name", "folder", "content", "parameters", "factory", "appende
 
 @dataclass(frozen=True)
 class ParameterEntry:
-    """A ``[[parameter]]`` block."""
+    """A ``[[parameter]]`` block.
+
+    Attributes:
+        parameter: What it declares.
+        seal: The SHA-256 of every byte before the block's last line.
+        line: The line of ``registry.toml`` on which the block opens, from 1.
+
+    Example:
+        >>> (entry,) = parse(HEADER + block("parameter", Parameter("mu").to_toml(), HEADER))
+        >>> entry.parameter, entry.line
+        (Parameter('mu', prior=None, bounds=(-inf, inf)), 5)
+    """
 
     parameter: Parameter
     seal: str
-    #: The line of ``registry.toml`` on which the block opens, from 1.
     line: int
 
 
 @dataclass(frozen=True)
 class PluginEntry:
-    """A ``[[plugin]]`` block."""
+    """A ``[[plugin]]`` block.
+
+    Attributes:
+        name: The plugin's name.
+        folder: Its folder below ``plugins/``.
+        content: The SHA-256 of the folder.
+        parameters: The components of θ that it depends on, in its order.
+        factory: "package.module:Class" of its modality.
+        appended: When, in UTC.
+        supersedes: The content of the entry that it takes the place of; None for the first of its name.
+        seal, line: As in :class:`ParameterEntry`.
+
+    Example:
+        >>> import tempfile
+        >>> from engine import Registry
+        >>> from modalities import Gaussian
+        >>> registry = Registry.create(tempfile.mkdtemp(), [Parameter("L", unit="mm")])
+        >>> entry = registry.append("length", Gaussian(parameter_names=("L",), sd=2.0))
+        >>> entry.folder, entry.parameters, entry.factory, entry.supersedes
+        ('length', ('L',), 'modalities:Gaussian', None)
+        >>> again = registry.append("length", Gaussian(parameter_names=("L",), sd=1.5), supersede=True)
+        >>> again.folder, again.supersedes == entry.content
+        ('length.2', True)
+    """
 
     name: str
-    #: Its folder below ``plugins/``.
     folder: str
-    #: The SHA-256 of the folder.
     content: str
     parameters: tuple[str, ...]
     factory: str
     appended: datetime
-    #: The content of the entry that it takes the place of.
     supersedes: str | None
     seal: str
     line: int
@@ -69,6 +100,12 @@ def digests(entries: Sequence[ParameterEntry | PluginEntry]) -> list[str]:
     """The digest before the first entry and after each one.
 
     A digest names the parameters and the plugins in force, whatever the order in which they came.
+
+    Arguments:
+        entries: The N entries of a ledger, in order.
+
+    Returns:
+        N + 1 texts "sha256:...".
 
     Example:
         >>> a, b = (ParameterEntry(Parameter(name), "", 0) for name in "ab")
@@ -96,7 +133,28 @@ def _digest(declared: Mapping[str, Any], plugins: Mapping[str, str]) -> str:
 
 
 def block(kind: str, fields: Mapping[str, Any], before: bytes) -> bytes:
-    """A block with its seal, to be added after ``before``."""
+    """A block with its seal.
+
+    Arguments:
+        kind: "parameter" or "plugin".
+        fields: Plain values; one of them is the name.
+        before: Every byte of the ledger so far.
+
+    Returns:
+        The bytes to be added after ``before``.
+
+    Raises:
+        RegistryError: for more than 64 kB.
+
+    Example:
+        >>> print(block("parameter", {"name": "mu", "bounds": [0.0, 1.0]}, HEADER).decode())
+        <BLANKLINE>
+        [[parameter]]
+        name = "mu"
+        bounds = [0.0, 1.0]
+        seal = "sha256:..."
+        <BLANKLINE>
+    """
     lines = ["", f"[[{kind}]]", *(inline({key: value})[1:-1] for key, value in fields.items())]
     body = ("\n".join(lines) + "\n").encode()
     if len(body) > _BLOCK_BYTES:
@@ -107,7 +165,23 @@ def block(kind: str, fields: Mapping[str, Any], before: bytes) -> bytes:
 
 
 def parse(data: bytes) -> Iterator[ParameterEntry | PluginEntry]:
-    """The entries of a ledger's bytes; TamperedError naming the first that is not as it was written."""
+    """The entries of a ledger, in order, each after its seal was checked.
+
+    Arguments:
+        data: Every byte of ``registry.toml``.
+
+    Raises:
+        TamperedError: naming the first entry that is not as it was written.
+
+    Example:
+        >>> data = HEADER + block("parameter", Parameter("mu").to_toml(), HEADER)
+        >>> [entry.parameter.name for entry in parse(data)]
+        ['mu']
+        >>> list(parse(data.replace(b"mu", b"nu")))
+        Traceback (most recent call last):
+        engine.errors.TamperedError: entry 1 (parameter 'nu') of registry.toml, line 5, was changed after it was written,
+        or one before it was removed or moved: ...
+    """
     if not data.startswith(HEADER):
         raise TamperedError(
             "registry.toml must open with the lines that every ledger opens with; restore it from a copy"

@@ -48,9 +48,18 @@ class Derivatives:
 
     Attributes:
         value: S in nats, shape (K,).
-        score: ∇S, shape (K, P).
+        score: ∇S in nats per unit of θ, shape (K, P).
         information: −∇²S, the observed information, shape (K, P, P).
         resolution: The rounding error to expect in ``value``, in nats, shape (K,).
+
+    Example:
+        >>> from engine import Parameter
+        >>> from modalities import Gaussian
+        >>> modality = Gaussian(parameter_names=("mu",), sd=2.0)
+        >>> evidence = Evidence(ParameterSpace([Parameter("mu")]), {"a": modality}, {"a": [[1.0], [3.0]]})
+        >>> at = evidence.derivatives(torch.tensor([[0.0], [2.0]]))
+        >>> at.score.tolist(), at.information.tolist()
+        ([[1.0], [0.0]], [[[0.5]], [[0.5]]])
     """
 
     value: Tensor
@@ -67,7 +76,16 @@ class Contribution:
         log_evidence: The plugin's sum over its observations, in nats.
         score: Its gradient, shape (P,).
         information: Its observed information, shape (P, P).
-        observations: How many observations it had.
+        observations: How many observations it had; 0 for the prior.
+
+    Example:
+        >>> from engine import Parameter
+        >>> from modalities import Gaussian
+        >>> modality = Gaussian(parameter_names=("mu",), sd=2.0)
+        >>> evidence = Evidence(ParameterSpace([Parameter("mu")]), {"a": modality}, {"a": [[1.0], [3.0]]})
+        >>> part = evidence.contributions(torch.tensor([2.0]))["a"]
+        >>> round(part.log_evidence, 6), part.observations  # −log(2π) − 2 log 2 − 1/4
+        (-3.474171, 2)
     """
 
     log_evidence: float
@@ -333,7 +351,18 @@ class Evidence:
         return terms
 
     def value(self, theta: Tensor) -> Tensor:
-        """S(θ) in nats: (K, P) -> (K,), float64. Differentiable where θ requires a gradient."""
+        """S(θ) in nats. Differentiable where θ requires a gradient.
+
+        Arguments:
+            theta: K points, shape (K, P).
+
+        Returns:
+            Shape (K,), float64; −∞ where θ makes the data impossible.
+
+        Raises:
+            ParameterError: for a θ of another shape, NaN or infinite.
+            ModalityError: when a plugin breaks its contract; the message names plugin, θ and observation.
+        """
         theta = self._points(theta)
         keep = torch.is_grad_enabled() and theta.requires_grad
         with torch.set_grad_enabled(keep), small_work(self._size * len(theta)):
@@ -360,7 +389,14 @@ class Evidence:
         return total
 
     def derivatives(self, theta: Tensor) -> Derivatives:
-        """S, ∇S, −∇²S and the resolution of S at K points, in one pass: θ (K, P)."""
+        """S, ∇S, −∇²S and the resolution of S in one pass.
+
+        Arguments:
+            theta: K points, shape (K, P).
+
+        Raises:
+            ParameterError, ModalityError: as :meth:`value`; also for a derivative that is not finite where S is.
+        """
         theta = self._points(theta).detach()
         K, P = theta.shape
         score = torch.zeros(K, P, dtype=torch.float64)
@@ -382,7 +418,14 @@ class Evidence:
         return Derivatives(total, score, information, torch.cat(resolutions).sum(0))
 
     def prior_derivatives(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """log π(θ), its gradient and −∇² log π: (K,), (K, P), (K, P, P)."""
+        """log π(θ) in nats, its gradient and −∇² log π.
+
+        Arguments:
+            theta: K points, shape (K, P), float64.
+
+        Returns:
+            Shapes (K,), (K, P) and (K, P, P).
+        """
         with torch.inference_mode(False), torch.enable_grad():
             leaf = theta.detach().clone().requires_grad_()
             value = self.parameters.log_prior(leaf)
@@ -394,7 +437,18 @@ class Evidence:
         return value.detach(), score.detach(), torch.stack([r.detach() for r in rows], -2)
 
     def contributions(self, theta: Tensor) -> dict[str, Contribution]:
-        """Each plugin's part at one θ of shape (P,), by name; the prior under ``"prior"`` where it is part of S."""
+        """Each plugin's part of S at one point.
+
+        Arguments:
+            theta: θ, shape (P,).
+
+        Returns:
+            Plugin -> its part; the prior's under ``"prior"`` where it is part of S.
+
+        Raises:
+            ParameterError: for a θ of another shape.
+            ModalityError: for a plugin that raises, returns another shape or dtype, or loses its gradient.
+        """
         theta = self.parameters.tensor(theta)[None]
         P = len(self.parameters)
         out: dict[str, Contribution] = {}
@@ -413,7 +467,18 @@ class Evidence:
         return out
 
     def scores(self, theta: Tensor) -> dict[str, Tensor]:
-        """The score of every single observation at one θ (P,): name -> (N, P), float64."""
+        """The score of every single observation at one point.
+
+        Arguments:
+            theta: θ, shape (P,).
+
+        Returns:
+            Plugin -> ∇s for each of its N observations, shape (N, P), float64.
+
+        Raises:
+            ParameterError: for a θ of another shape.
+            ModalityError: for a plugin that raises, or returns another shape or dtype.
+        """
         theta = self.parameters.tensor(theta)
         out: dict[str, Tensor] = {}
         for name, modality in self.modalities.items():
@@ -428,10 +493,19 @@ class Evidence:
     def expected_information(
         self, theta: Tensor, *, names: Sequence[str] | None = None, simulations: int = 20_000, seed: int = 0
     ) -> dict[str, Tensor]:
-        """Fisher's expected information of each plugin for its number of observations: name -> (P, P).
+        """Fisher's expected information of each plugin for its number of observations.
 
         The closed form where the modality has one; otherwise the covariance of the scores of simulated
-        observations. The prior, which has no data, adds nothing here. ``names`` chooses plugins; all by default.
+        observations. The prior, which has no data, adds nothing here.
+
+        Arguments:
+            theta: θ, shape (P,).
+            names: Plugins to look at; all by default.
+            simulations: How many observations are simulated where there is no closed form.
+            seed: Of the simulations.
+
+        Returns:
+            Plugin -> its information, shape (P, P), float64.
 
         Raises:
             ModalityError: for a plugin that has neither a closed form nor a simulator.

@@ -40,6 +40,9 @@ _NOT_FROM_TORCH = ("torch.nn.modules.transformer", "torch.nn.modules.rnn")
 def reference(obj: Any) -> str:
     """The name "package.module:QualName" by which a class or function can be found again.
 
+    Arguments:
+        obj: A class or a function.
+
     Raises:
         ModalityError: for an object that has no such name: a lambda, a class or function defined inside a
             function, one of ``__main__``, or an object that the name does not lead back to.
@@ -75,7 +78,10 @@ def reference(obj: Any) -> str:
         return f"torch.nn:{name}"
     # The package that offers it by the same name: "modalities:Gaussian" outlives a move of the file behind it.
     for package in _parents(module):
-        if name in getattr(sys.modules.get(package), "__all__", ()) and getattr(sys.modules[package], name, None) is obj:
+        if (
+            name in getattr(sys.modules.get(package), "__all__", ())
+            and getattr(sys.modules[package], name, None) is obj
+        ):
             module = package
             break
     return f"{module}:{name}"
@@ -149,7 +155,15 @@ def resolve(reference: str, kind: str, trust: bool = False) -> Any:
 
 
 def find(module: types.ModuleType, path: str, kind: str) -> Any:
-    """A class or function of a module that runs already. Raises ``RegistryError`` for one of another kind.
+    """A class or function of a module that runs already.
+
+    Arguments:
+        module: The module.
+        path: Its name there, with dots between classes.
+        kind: What it must be, one of :data:`KINDS`.
+
+    Raises:
+        RegistryError: for one that is not there, or of another kind.
 
     Example:
         >>> find(nn, "Linear", "module")

@@ -33,10 +33,25 @@ _DEEP_KEY = re.compile(rf"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){{{_DEEPEST}}}")
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """The content of a regular file of at most ``limit`` bytes.
+    """The content of a regular file.
+
+    Arguments:
+        path: The file.
+        limit: The most bytes that it may have.
 
     Raises:
         RegistryError: when it is missing, a link, not a regular file, or larger.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp(), "a.toml")
+        >>> file.write_bytes(b"a = 1")
+        5
+        >>> read_bytes(file, limit=5)
+        b'a = 1'
+        >>> read_bytes(file, limit=4)
+        Traceback (most recent call last):
+        engine.errors.RegistryError: .../a.toml must have at most 4 bytes, got 5; it is not what was written
     """
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     if path.is_symlink():
@@ -62,6 +77,9 @@ def parse_toml(data: bytes, where: str) -> dict[str, Any]:
     Arguments:
         data: The text, UTF-8.
         where: What it is, for messages.
+
+    Returns:
+        The document's table: key -> number, text, boolean, date, list or table.
 
     Raises:
         RegistryError: for anything that is not TOML, or that would take unreasonable resources to read.
@@ -91,6 +109,12 @@ def parse_toml(data: bytes, where: str) -> dict[str, Any]:
 def inline(value: Any) -> str:
     """Plain values as one line of TOML: tables become inline tables.
 
+    Arguments:
+        value: Numbers, text, booleans and dates, and lists, tuples and string-keyed mappings of these.
+
+    Raises:
+        ValueError: for a value that TOML has no word for, such as None.
+
     Example:
         >>> inline({"prior": {"low": 0.0, "high": float("inf")}, "n": [1, 2]})
         '{prior = {low = 0.0, high = inf}, n = [1, 2]}'
@@ -115,8 +139,20 @@ def _item(value: Any) -> tomlkit.items.Item:
 def walk(folder: Path) -> Iterator[tuple[str, Path]]:
     """Every file below a folder as (relative POSIX path, path), sorted.
 
+    Arguments:
+        folder: Where to begin.
+
     Raises:
         RegistryError: for a link, a device or anything else that is neither file nor folder.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "b").touch()
+        >>> (folder / "a").mkdir()
+        >>> (folder / "a" / "c").touch()
+        >>> [name for name, _ in walk(folder)]
+        ['a/c', 'b']
     """
     found: list[tuple[str, Path]] = []
     pending = [("", folder)]
@@ -140,7 +176,25 @@ def walk(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """Relative POSIX path -> "sha256:..." of every file below a folder. Raises as :func:`walk` does."""
+    """The SHA-256 of every file below a folder.
+
+    Arguments:
+        folder: Where to begin.
+
+    Returns:
+        Relative POSIX path -> "sha256:...", sorted.
+
+    Raises:
+        RegistryError: as :func:`walk`.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "a").write_bytes(b"abc")
+        3
+        >>> file_hashes(folder)
+        {'a': 'sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'}
+    """
     hashes = {}
     for name, path in walk(folder):
         with path.open("rb") as file:
@@ -149,7 +203,10 @@ def file_hashes(folder: Path) -> dict[str, str]:
 
 
 def hash_of_hashes(hashes: Mapping[str, str]) -> str:
-    """One "sha256:..." for files by relative path and hash, whatever their order.
+    """One "sha256:..." for several files, whatever their order.
+
+    Arguments:
+        hashes: Relative path -> hash, as :func:`file_hashes` gives.
 
     Example:
         >>> hash_of_hashes({"a": "1", "b": "2"}) == hash_of_hashes({"b": "2", "a": "1"})
@@ -164,7 +221,18 @@ def hash_of_hashes(hashes: Mapping[str, str]) -> str:
 
 
 def sync(path: Path) -> None:
-    """Have the operating system put a file or a folder's entries on disk."""
+    """Have the operating system put a file, or a folder's entries, on disk.
+
+    Arguments:
+        path: The file or folder.
+
+    Raises:
+        OSError: when it cannot be opened.
+
+    Example:
+        >>> import tempfile
+        >>> sync(Path(tempfile.mkdtemp()))
+    """
     if os.name == "nt" and path.is_dir():  # folders cannot be opened there
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -175,7 +243,17 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """:func:`sync` everything below a folder, files first, and the folder last."""
+    """:func:`sync` everything below a folder, files first, and the folder last.
+
+    Arguments:
+        folder: Where to begin.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "a").touch()
+        >>> sync_tree(folder)
+    """
     for current, _, files in os.walk(folder, topdown=False):
         for name in files:
             sync(Path(current, name))

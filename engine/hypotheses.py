@@ -44,6 +44,14 @@ class Comparison:
         degrees_of_freedom: How many parameters the null fixes beyond the alternative.
         null, alternative: The two points θ, shape (P,) each.
         reason: How the p-value came about, in words.
+
+    Example:
+        >>> theta = torch.tensor([0.0]), torch.tensor([2.0])
+        >>> result = Comparison(2.0, 0.0455, "wilks", 1, *theta, reason="Wilks, 1 degree of freedom")
+        >>> round(result.significance, 2)
+        1.69
+        >>> print(result)
+        ΔS = 2.0000 nats, p = 0.0455 (1.69 σ): Wilks, 1 degree of freedom
     """
 
     log_ratio: float
@@ -56,7 +64,7 @@ class Comparison:
 
     @property
     def significance(self) -> float | None:
-        """The one-sided normal quantile of the p-value, "number of sigmas"."""
+        """The one-sided normal quantile of the p-value, "number of sigmas"; None without a p-value."""
         return None if self.p_value is None else float(scipy.stats.norm.isf(self.p_value))
 
     def __str__(self) -> str:
@@ -75,8 +83,12 @@ def compare(
         alternative: The values the alternative fixes; None leaves everything free.
         seed: Of starting points, and of simulations where a plugin has no closed expected information.
 
+    Returns:
+        The log-ratio in nats with its p-value, or with the reason why there is none.
+
     Raises:
         EstimateError: when one of the fits fails, or the evidence includes the prior.
+        ParameterError: for a name that is not there, or a value outside its bounds.
 
     Example:
         >>> from engine import Parameter, ParameterSpace
@@ -137,7 +149,7 @@ def probabilities(
 
     Raises:
         ParameterError: for an unusable set of hypotheses or weights.
-        EstimateError: when every hypothesis makes the data impossible.
+        EstimateError: when every hypothesis makes the data impossible, or the evidence includes the prior.
 
     Example:
         >>> from torch.distributions import Categorical as Index

@@ -41,7 +41,19 @@ _STAGING = ".staging-"
 
 @dataclass(frozen=True)
 class Verification:
-    """What :meth:`Ledger.verify` looked at and found intact."""
+    """What :meth:`Ledger.verify` looked at and found intact.
+
+    Attributes:
+        parameters: How many parameters the ledger declares.
+        plugins: How many plugins are in force.
+        superseded: How many plugins were superseded.
+        files: How many files of both were read.
+
+    Example:
+        >>> import tempfile
+        >>> Ledger.create(tempfile.mkdtemp(), [Parameter("mu")]).verify()
+        Verification(parameters=1, plugins=0, superseded=0, files=0)
+    """
 
     parameters: int
     plugins: int
@@ -51,6 +63,19 @@ class Verification:
 
 class Ledger:
     """What ``registry.toml`` says; made by :meth:`create` and :meth:`open`, never changed in place.
+
+    Arguments:
+        path: The workspace's folder.
+        data: Every byte of ``registry.toml``.
+        entries: The entries in it that count.
+        view: Whether nothing may be appended, because these are the entries of an earlier time.
+
+    Attributes:
+        path, entries: As given.
+        parameters: θ's components, in the order of their entries.
+        history: Every plugin's entry, superseded ones as well, in order.
+        plugins: Name -> the entry that is in force.
+        digest: SHA-256 of the parameters and the plugins in force, whatever order they came in.
 
     Example:
         >>> import tempfile
@@ -66,9 +91,7 @@ class Ledger:
         self.path = path
         self.entries = tuple(entries)
         self.parameters = ParameterSpace(e.parameter for e in self.entries if isinstance(e, ParameterEntry))
-        #: Every plugin's entry, superseded ones as well, in order.
         self.history = tuple(e for e in self.entries if isinstance(e, PluginEntry))
-        #: The entry that is in force for each name.
         self.plugins: dict[str, PluginEntry] = {e.name: e for e in self.history}
         self.digest = digests(self.entries)[-1]
         self._data = data
@@ -81,6 +104,9 @@ class Ledger:
         Arguments:
             path: A folder; it is made where it is not there.
             parameters: The first entries.
+
+        Returns:
+            The ledger, as :meth:`open` reads it.
 
         Raises:
             RegistryError: when the folder has a ledger already.
@@ -106,6 +132,9 @@ class Ledger:
     @classmethod
     def open(cls, path: str | Path) -> Ledger:
         """Read a workspace's ledger and check its seals; no plugin is read and no code is run.
+
+        Arguments:
+            path: The folder that has ``registry.toml``.
 
         Raises:
             RegistryError: when there is none.
@@ -256,6 +285,9 @@ class Ledger:
     def folder_of(self, entry: PluginEntry) -> Path:
         """Where a plugin's folder lies: at its name, or still at the hidden one after a crash.
 
+        Arguments:
+            entry: One of :attr:`history`.
+
         Raises:
             TamperedError: when it is missing or a link.
         """
@@ -271,7 +303,18 @@ class Ledger:
         raise TamperedError(f"{self._label(entry)}: its folder {final} is missing; restore it from a copy")
 
     def read(self, entry: PluginEntry, reader: Callable[[Path], T]) -> T:
-        """Call a function with a plugin's folder, once more if the folder was being given its name meanwhile."""
+        """Call a function with a plugin's folder, once more if the folder was being given its name meanwhile.
+
+        Arguments:
+            entry: One of :attr:`history`.
+            reader: What to call with the folder.
+
+        Returns:
+            What the function returns.
+
+        Raises:
+            TamperedError: when the folder is missing or a link; and whatever the function raises.
+        """
         folder = self.folder_of(entry)
         try:
             return reader(folder)
@@ -282,6 +325,9 @@ class Ledger:
 
     def check(self, entry: PluginEntry) -> Path:
         """A plugin's folder, after checking that it has the content that the ledger sealed.
+
+        Arguments:
+            entry: One of :attr:`history`.
 
         Raises:
             TamperedError: naming the entry and the file.
@@ -310,6 +356,9 @@ class Ledger:
 
     def verify(self) -> Verification:
         """Check every seal and the content of every plugin, superseded ones as well.
+
+        Returns:
+            How much was checked.
 
         Raises:
             TamperedError: naming the entry and the file that are not what was written, a folder below

@@ -32,6 +32,9 @@ class Modality(nn.Module):
         parameter_names: The components of θ that the scalar depends on, in the order it wants them.
         event_shape: The shape of one observation.
 
+    Raises:
+        ModalityError: for names that are missing, repeated or no text, or sizes that are no sizes.
+
     Example:
         >>> class Exponential(Modality):
         ...     def __init__(self, parameter_names=("rate",)):
@@ -115,14 +118,34 @@ class Modality(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define log_evidence(x, theta)")
 
     def simulate(self, theta: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """One observation for each θ: (*batch, P_m) -> (*batch, *event_shape). Optional."""
+        """One observation for each θ. Optional.
+
+        Arguments:
+            theta: Values of :attr:`parameter_names`, shape (*batch, P_m).
+            generator: The source of randomness; None takes a fresh one, never torch's global one.
+
+        Returns:
+            Shape (*batch, *event_shape).
+
+        Raises:
+            NotImplementedError: where it was not written; see :attr:`has_simulator`.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no simulator: define simulate(theta, generator)")
 
     def expected_information(self, theta: Tensor) -> Tensor:
-        """Fisher's expected information of one observation: (*batch, P_m) -> (*batch, P_m, P_m). Optional.
+        """Fisher's expected information of one observation. Optional.
 
         A modality with :attr:`allows_missing` also takes ``measured``, a boolean of shape event_shape: which
         entries of the observation there are (all of them by default).
+
+        Arguments:
+            theta: Values of :attr:`parameter_names`, shape (*batch, P_m).
+
+        Returns:
+            Shape (*batch, P_m, P_m).
+
+        Raises:
+            NotImplementedError: where it was not written; see :attr:`has_expected_information`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no closed form for its expected information")
 
@@ -135,7 +158,7 @@ class Modality(nn.Module):
         return None
 
     def forward(self, x: Tensor, theta: Tensor) -> Tensor:
-        """The same as :meth:`log_evidence`."""
+        """The same as :meth:`log_evidence`, of x and theta."""
         return self.log_evidence(x, theta)
 
     @property

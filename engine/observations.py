@@ -93,6 +93,10 @@ class Observations(Mapping[str, Tensor]):
             zarr group (or the path of one) that holds them by name. Any subset of the plugins.
         modalities: The plugins there are, by name.
         allow_identical: Take two plugins with the very same data as two measurements that agree.
+        block: Observations read together; leave it out, it is for tests of the sum itself.
+
+    Attributes:
+        hashes: Plugin -> the SHA-256 of its data, in hexadecimal.
 
     Raises:
         UnknownPluginError: for a name that no modality has.
@@ -151,7 +155,14 @@ class Observations(Mapping[str, Tensor]):
         return "sha256:" + hashlib.sha256(lines.encode()).hexdigest()
 
     def blocks(self, name: str) -> Iterator[Tensor]:
-        """The data of one plugin, float64, in blocks of at most (block, *event_shape), in order."""
+        """The data of one plugin in pieces, in order.
+
+        Arguments:
+            name: The plugin.
+
+        Returns:
+            Tensors (n, *event_shape), float64; n is at most 4096, and follows from the event's shape alone.
+        """
         source = self._sources[name]
         step = self._block or block_length(source.shape[1:])
         for start in range(0, source.shape[0], step):

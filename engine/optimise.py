@@ -43,6 +43,12 @@ class Solution:
         edm: The increase of S still expected, in nats, shape (K,).
         converged: Whether the search ended at a stationary point of its box with no upward curvature, (K,).
         iterations: Evaluations spent on each row, (K,).
+
+    Example:
+        >>> theta, one = torch.tensor([[1.0], [2.0]]), torch.ones(2)
+        >>> at = Derivatives(-one, torch.zeros(2, 1), torch.ones(2, 1, 1), 1e-16 * one)
+        >>> Solution(theta, at, edm=0.0 * one, converged=one > 0, iterations=3 * one).row(1).theta
+        tensor([[2.]])
     """
 
     theta: Tensor
@@ -52,7 +58,7 @@ class Solution:
     iterations: Tensor
 
     def row(self, k: int) -> Solution:
-        """One search, as K = 1."""
+        """Search k alone, as K = 1."""
         one = slice(k, k + 1)
         at = Derivatives(self.at.value[one], self.at.score[one], self.at.information[one], self.at.resolution[one])
         return Solution(self.theta[one], at, self.edm[one], self.converged[one], self.iterations[one])
@@ -143,6 +149,15 @@ def maximise(
 
     Returns:
         A :class:`Solution`; a row that did not converge says so and keeps its best point.
+
+    Example:
+        >>> def bowl(theta):  # −½ (θ − 1)²
+        ...     zero = torch.zeros(len(theta), dtype=torch.float64)
+        ...     return Derivatives(-0.5 * (theta[:, 0] - 1.0) ** 2, 1.0 - theta, zero[:, None, None] + 1.0, zero)
+        >>> start, one = torch.tensor([[5.0], [5.0]]).double(), torch.ones(1).double()
+        >>> found = maximise(bowl, start, lower=torch.tensor([[0.0], [2.0]]).double(), upper=9.0 * one, scale=one)
+        >>> [round(v, 9) for v in found.theta[:, 0].tolist()], found.converged.tolist()
+        ([1.0, 2.0], [True, True])
     """
     K, P = start.shape
     lower, upper = lower.expand(K, P), upper.expand(K, P)

@@ -104,14 +104,28 @@ class Parameter:
         )
 
     def log_prior(self, value: Tensor) -> Tensor:
-        """The log-density in nats of values (*), truncated to the bounds; 0 inside a flat prior."""
+        """The log-density in nats, truncated to the bounds; 0 inside a flat prior.
+
+        Arguments:
+            value: Values of the parameter, shape (*).
+
+        Returns:
+            Shape (*); −∞ outside the bounds.
+        """
         low, high = self.bounds
         inside = (value >= low) & (value <= high)
         density = 0.0 * value if self.prior is None else self.prior.log_prob(value) - self._log_mass
         return torch.where(inside, density, -math.inf)
 
     def quantile(self, u: np.ndarray) -> np.ndarray:
-        """Values at fractions ``u`` of the prior; a flat prior on a half-line spreads by its scale."""
+        """Values at fractions of the prior; a flat prior without two bounds spreads by its scale.
+
+        Arguments:
+            u: Fractions in (0, 1), shape (*).
+
+        Returns:
+            Shape (*), float64.
+        """
         low, high = self.bounds
         if self.prior is not None:
             return np.asarray(self.prior.quantile(u, low, high))
@@ -124,7 +138,7 @@ class Parameter:
         return self.scale * np.log(u / (1 - u))
 
     def to_toml(self) -> dict[str, Any]:
-        """Plain values for a ``[[parameter]]`` block."""
+        """Plain values for a ``[[parameter]]`` block; :meth:`from_toml` reads them back."""
         block: dict[str, Any] = {"name": self.name, "unit": self.unit, "label": self.label}
         block["bounds"] = [float(b) for b in self.bounds]
         if self.prior is not None:
@@ -133,7 +147,14 @@ class Parameter:
 
     @classmethod
     def from_toml(cls, block: Mapping[str, Any]) -> Parameter:
-        """The parameter that :meth:`to_toml` wrote. Raises ``ParameterError`` naming what is wrong."""
+        """The parameter that :meth:`to_toml` wrote.
+
+        Arguments:
+            block: Plain values; only the name is needed.
+
+        Raises:
+            ParameterError: naming what is wrong.
+        """
         known = {"name", "unit", "label", "bounds", "prior"}
         if unknown := set(block) - known:
             raise ParameterError(f"a parameter block has unknown fields {sorted(unknown)}; it takes {sorted(known)}")
@@ -156,7 +177,11 @@ class Parameter:
         )
 
     def disagreement(self, other: Parameter) -> str | None:
-        """What two declarations of one name disagree about, as text; None where they agree."""
+        """What two declarations of one name disagree about, as text; None where they agree.
+
+        Arguments:
+            other: The other declaration. Labels may differ.
+        """
         if self.unit != other.unit:
             return f"unit {self.unit!r} and unit {other.unit!r}"
         if self.bounds != other.bounds:
@@ -183,6 +208,14 @@ class ParameterSpace:
     Arguments:
         parameters: The components, each name once.
 
+    Attributes:
+        names: The P names, in order.
+        lower, upper: Bounds in natural units, shape (P,), float64.
+        scale: A typical size of a change in each component, shape (P,), float64.
+
+    Raises:
+        ParameterError: for a name that is declared twice.
+
     Example:
         >>> from torch.distributions import Normal, Uniform
         >>> space = ParameterSpace([Parameter("a", Normal(0.0, 1.0)), Parameter("b", Uniform(0.0, 2.0))])
@@ -202,10 +235,8 @@ class ParameterSpace:
             if self.names.count(name) > 1:
                 raise ParameterError(f"parameter '{name}' is declared {self.names.count(name)} times; declare it once")
         self._index = {name: i for i, name in enumerate(self.names)}
-        #: bounds in natural units, each of shape (P,), float64
         self.lower = torch.tensor([p.bounds[0] for p in self._parameters], dtype=torch.float64)
         self.upper = torch.tensor([p.bounds[1] for p in self._parameters], dtype=torch.float64)
-        #: a typical size of a change in each component, shape (P,), float64
         self.scale = torch.tensor([p.scale for p in self._parameters], dtype=torch.float64)
 
     @classmethod
@@ -250,14 +281,18 @@ class ParameterSpace:
         return self._parameters[self.index(name)]
 
     def index(self, name: str) -> int:
-        """The position of a name in θ. Raises ``ParameterError`` naming those there are."""
+        """The position of a name in θ.
+
+        Raises:
+            ParameterError: for a name that is not there; the message has those that are.
+        """
         try:
             return self._index[name]
         except (KeyError, TypeError):
             raise ParameterError(f"no parameter {name!r}; there are {', '.join(self.names) or 'none'}") from None
 
     def indices(self, names: Sequence[str]) -> list[int]:
-        """The positions of several names."""
+        """The positions of several names. Raises as :meth:`index`."""
         return [self.index(name) for name in names]
 
     @property
@@ -266,7 +301,10 @@ class ParameterSpace:
         return tuple(p.discrete for p in self._parameters)
 
     def tensor(self, values: Mapping[str, Any] | Sequence[float] | Tensor) -> Tensor:
-        """θ of shape (P,), float64, from values by name or in order.
+        """θ of shape (P,), float64.
+
+        Arguments:
+            values: A value for every parameter, by name or in order.
 
         Raises:
             ParameterError: for a missing, unknown or non-numeric value.
@@ -285,7 +323,14 @@ class ParameterSpace:
         return theta
 
     def check_theta(self, theta: Tensor) -> Tensor:
-        """θ of shape (*, P) as float64. Raises ``ParameterError`` for another shape, NaN or infinity."""
+        """θ as float64, if it can be one.
+
+        Arguments:
+            theta: Shape (*, P).
+
+        Raises:
+            ParameterError: for another shape, NaN or infinity, naming the component and its index.
+        """
         theta = torch.as_tensor(theta)
         if not theta.is_floating_point():
             theta = theta.to(torch.float64)
@@ -302,7 +347,7 @@ class ParameterSpace:
         return theta
 
     def log_prior(self, theta: Tensor) -> Tensor:
-        """The joint log prior density in nats, θ (*, P) -> (*); −∞ outside the bounds."""
+        """The joint log prior density in nats, theta (*, P) -> (*); −∞ outside the bounds."""
         total = theta.new_zeros(theta.shape[:-1])
         for i, parameter in enumerate(self._parameters):
             total = total + parameter.log_prior(theta[..., i])
@@ -314,7 +359,7 @@ class ParameterSpace:
         return torch.from_numpy(np.stack(columns, -1) if columns else np.zeros(u.shape))
 
     def sample_prior(self, n: int, seed: int = 0) -> Tensor:
-        """``n`` draws from the prior, shape (n, P), float64, from a seed of their own."""
+        """``n`` draws from the prior, shape (n, P), float64, from ``seed`` alone."""
         u = torch.rand(n, len(self), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         return self.quantile(u.clamp(1e-16, 1 - 1e-16).numpy())
 
@@ -335,15 +380,19 @@ class ParameterSpace:
         return out
 
     def to_natural(self, z: Tensor) -> Tensor:
-        """θ (*, P) inside its bounds, from unconstrained coordinates z (*, P) (torch's ``biject_to``)."""
+        """θ (*, P) inside its bounds, from unconstrained coordinates z (*, P) (torch's ``biject_to``).
+
+        Raises:
+            ParameterError: for a discrete parameter.
+        """
         return torch.stack([t(z[..., i]) for i, t in enumerate(self._bijections())], -1)
 
     def to_unconstrained(self, theta: Tensor) -> Tensor:
-        """Unconstrained coordinates (*, P) of θ (*, P); infinite or clipped at a bound."""
+        """Unconstrained coordinates (*, P) of theta (*, P), infinite or clipped at a bound. Raises as the inverse."""
         return torch.stack([t.inv(theta[..., i]) for i, t in enumerate(self._bijections())], -1)
 
     def log_abs_det_jacobian(self, z: Tensor) -> Tensor:
-        """log |dθ/dz| of :meth:`to_natural`, (*, P) -> (*), for densities of z."""
+        """log |dθ/dz| of :meth:`to_natural`, z (*, P) -> (*), for densities of z. Raises as it does."""
         total = z.new_zeros(z.shape[:-1])
         for i, transform in enumerate(self._bijections()):
             total = total + transform.log_abs_det_jacobian(z[..., i], transform(z[..., i]))

@@ -269,6 +269,14 @@ def read_plugin(folder: str | Path, trust: bool = False) -> Modality:
         UntrustedError: when that would be needed; the message says what to read.
         RegistryError: when the folder is not what was written. Neither torch's global random numbers nor the
             memory are touched out of proportion.
+
+    Example:
+        >>> import tempfile
+        >>> from modalities import Gaussian
+        >>> folder = Path(tempfile.mkdtemp(), "length")
+        >>> write_plugin(folder, Gaussian(parameter_names=("L",), sd=2.0))
+        >>> read_plugin(folder).configuration
+        {'parameter_names': ('L',), 'sd': 2.0}
     """
     return _read(Path(folder), trust, guarded=not trust)
 
@@ -380,7 +388,25 @@ def _load_code(path: Path) -> Any:
 
 
 def read_observations(folder: str | Path) -> Tensor | None:
-    """The data that belong to a plugin, shape (N, \\*event_shape); None where it has none."""
+    """The data that belong to a plugin.
+
+    Arguments:
+        folder: What :func:`write_plugin` wrote.
+
+    Returns:
+        Shape (N, \\*event_shape), in the dtype that was written; None where the plugin has no data.
+
+    Raises:
+        RegistryError: when the folder is not what was written.
+
+    Example:
+        >>> import tempfile
+        >>> from modalities import Gaussian
+        >>> folder = Path(tempfile.mkdtemp(), "length")
+        >>> write_plugin(folder, Gaussian(parameter_names=("L",), sd=2.0), observations=torch.tensor([[101.0], [99.0]]))
+        >>> read_observations(folder).tolist()
+        [[101.0], [99.0]]
+    """
     info = describe(folder)
     if not info.has_observations:
         return None
@@ -393,6 +419,24 @@ def read_observations(folder: str | Path) -> Tensor | None:
 
 
 def read_certificate(folder: str | Path) -> dict[str, Any] | None:
-    """The certificate that was given to :func:`write_plugin`, with its tensors; None where there was none."""
+    """The certificate that was given to :func:`write_plugin`.
+
+    Arguments:
+        folder: What :func:`write_plugin` wrote.
+
+    Returns:
+        Plain values and tensors by name; None where there was no certificate.
+
+    Raises:
+        RegistryError: when the folder is not what was written.
+
+    Example:
+        >>> import tempfile
+        >>> from modalities import Gaussian
+        >>> folder = Path(tempfile.mkdtemp(), "length")
+        >>> write_plugin(folder, Gaussian(parameter_names=("L",), sd=2.0), certificate={"coverage": 0.68})
+        >>> read_certificate(folder)
+        {'coverage': 0.68}
+    """
     certificate = describe(folder).certificate
     return None if certificate is None else decode(certificate, read_arrays(Path(folder) / "weights.zarr"))

@@ -59,6 +59,12 @@ class Prior:
         distribution: A univariate torch distribution of a family in :data:`FAMILIES`, or
             ``torch.distributions.Categorical`` for an index over hypotheses (0, 1, ...).
 
+    Attributes:
+        family: The name of the torch class.
+        arguments: Its arguments, by name.
+        support: The lowest and the highest possible value.
+        discrete: Whether the values are indices.
+
     Raises:
         ParameterError: for a distribution that is not in the table, naming those that are.
 
@@ -100,7 +106,7 @@ class Prior:
         )
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """The log-density (or log-probability) in nats, shape (*) -> (*); −∞ outside the support."""
+        """The log-density (or log-probability) in nats of value (*) -> (*); −∞ outside the support."""
         low, high = self.support
         inside = (value >= low) & (value <= high)
         if self.discrete:
@@ -115,7 +121,15 @@ class Prior:
         return torch.where(usable, self._torch.log_prob(safe), -math.inf)
 
     def quantile(self, u: float | np.ndarray, low: float = -math.inf, high: float = math.inf) -> Any:
-        """The value below which a fraction ``u`` of the prior between ``low`` and ``high`` lies."""
+        """The value below which a fraction of the prior lies.
+
+        Arguments:
+            u: The fraction, in (0, 1): a number, or an array of shape (*).
+            low, high: Where the prior is cut off before; an index over hypotheses is never cut.
+
+        Returns:
+            A number, or an array of shape (*).
+        """
         if self.discrete:
             edges = np.cumsum(self._log_weights.exp().numpy())
             return np.minimum(np.searchsorted(edges, u), len(edges) - 1).astype(float)
@@ -126,7 +140,7 @@ class Prior:
         return float(value) if np.ndim(u) == 0 else value
 
     def mass(self, low: float, high: float) -> float:
-        """The probability between two bounds."""
+        """The probability between two bounds, low and high."""
         if self.discrete:
             index = torch.arange(len(self._log_weights))
             return float(self._log_weights.exp()[(index >= low) & (index <= high)].sum())
@@ -138,7 +152,14 @@ class Prior:
 
     @classmethod
     def from_toml(cls, table: Mapping[str, Any]) -> Prior:
-        """The prior that :meth:`to_toml` wrote. Raises ``ParameterError`` for anything else."""
+        """The prior that :meth:`to_toml` wrote.
+
+        Arguments:
+            table: Plain values: the distribution and its arguments.
+
+        Raises:
+            ParameterError: for anything else.
+        """
         arguments = dict(table)
         family = arguments.pop("distribution", None)
         if family == "Categorical":

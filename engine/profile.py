@@ -43,7 +43,19 @@ def profiled(
         lower, upper, scale: As in :func:`engine.optimise.maximise`, shape (P,).
 
     Returns:
-        S (K,), dS/dψ (K,), θ (K, P) and whether each row converged (K,).
+        S (K,) in nats, dS/dψ (K,), θ (K, P) and whether each row converged (K,).
+
+    Example:
+        >>> from engine import Parameter, ParameterSpace
+        >>> from modalities import Gaussian
+        >>> space = ParameterSpace([Parameter("a"), Parameter("b")])
+        >>> pair = Gaussian(parameter_names=("a", "b"), covariance=[[1.0, 0.5], [0.5, 1.0]])
+        >>> evidence = Evidence(space, {"pair": pair}, {"pair": [[0.0, 0.0]]})
+        >>> box = (space.lower, space.upper, space.scale)
+        >>> start, held = torch.zeros(1, 2).double(), torch.ones(1).double()
+        >>> S, slope, theta, fine = profiled(evidence, start, torch.tensor([0]), held, *box)
+        >>> [round(v, 9) for v in theta[0].tolist()], round(slope.item(), 9), fine.item()
+        ([1.0, 0.5], -1.0, True)
     """
     K = len(columns)
     rows = torch.arange(K)
@@ -79,6 +91,18 @@ def profile_at(
 
     Raises:
         EstimateError: naming the first point where no maximum was found.
+
+    Example:
+        >>> from engine import Parameter, ParameterSpace
+        >>> from modalities import Gaussian
+        >>> space = ParameterSpace([Parameter("a"), Parameter("b")])
+        >>> pair = Gaussian(parameter_names=("a", "b"), covariance=[[1.0, 0.5], [0.5, 1.0]])
+        >>> evidence = Evidence(space, {"pair": pair}, {"pair": [[0.0, 0.0]]})
+        >>> box = (space.lower, space.upper, space.scale)
+        >>> theta, held = torch.zeros(2).double(), torch.tensor([[0.0], [1.0], [2.0]]).double()
+        >>> S = profile_at(evidence, theta, [0], held, *box)
+        >>> [round(v, 9) for v in (2 * (S[0] - S)).tolist()]
+        [0.0, 1.0, 4.0]
     """
     start, low, high = (t.repeat(len(values), 1) for t in (theta, lower, upper))
     for t in (start, low, high):
@@ -113,14 +137,29 @@ def profile_intervals(
 
     Arguments:
         evidence: S.
-        theta: θ̂, shape (P,), with S(θ̂) = ``maximum``.
+        theta: θ̂, shape (P,).
+        maximum: S(θ̂) in nats.
         covariance: Its covariance, shape (P, P): a guess of the width, no more.
         columns: Which components.
         lower, upper, scale: Bounds and typical sizes, shape (P,).
         level: The confidence level, in (0, 1).
 
+    Returns:
+        The intervals, in the order of ``columns``.
+
     Raises:
         EstimateError: when the search finds a higher maximum than θ̂, or does not converge.
+
+    Example:
+        >>> from engine import Parameter, ParameterSpace
+        >>> from modalities import Gaussian
+        >>> space = ParameterSpace([Parameter("a"), Parameter("b")])
+        >>> pair = Gaussian(parameter_names=("a", "b"), covariance=[[1.0, 0.5], [0.5, 1.0]])
+        >>> evidence = Evidence(space, {"pair": pair}, {"pair": [[0.0, 0.0]]})
+        >>> box = (space.lower, space.upper, space.scale)
+        >>> theta, maximum = torch.zeros(2).double(), float(evidence.value(torch.zeros(1, 2))[0])
+        >>> profile_intervals(evidence, theta, maximum, pair.covariance, [1], *box, level=0.95)
+        [Interval(-1.95996, 1.95996, level=0.95, method='profile')]
     """
     target = math.sqrt(float(scipy.stats.chi2.ppf(level, 1)))
     at = evidence.derivatives(theta[None])

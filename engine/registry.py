@@ -37,6 +37,11 @@ Names = str | Sequence[str]
 class Registry:
     """An append-only registry of parameters and plugins; see :meth:`create` and :meth:`open`.
 
+    Arguments:
+        ledger: What ``registry.toml`` says.
+        trust: As for :meth:`open`.
+        read_only: Whether nothing may be appended.
+
     Example:
         >>> import tempfile, torch
         >>> from torch.distributions import Uniform
@@ -62,7 +67,11 @@ class Registry:
 
     @classmethod
     def create(cls, path: str | PathLike[str], parameters: Sequence[Parameter] = ()) -> Registry:
-        """A new workspace at ``path`` with its first parameters.
+        """A new workspace with its first parameters.
+
+        Arguments:
+            path: Its folder; it is made where it is not there.
+            parameters: θ's components, in order; more can come with plugins.
 
         Raises:
             RegistryError: where there is a registry already.
@@ -72,7 +81,7 @@ class Registry:
 
     @classmethod
     def open(cls, path: str | PathLike[str] = ".", *, trust: bool = False) -> Registry:
-        """The workspace at ``path``. Checks the ledger's chain of seals; runs no plugin code.
+        """The workspace in a folder. Checks the ledger's chain of seals; runs no plugin code.
 
         Arguments:
             path: The folder that has ``registry.toml``.
@@ -185,7 +194,10 @@ class Registry:
         return self._ledger.verify()
 
     def at(self, digest: str) -> Registry:
-        """The registry as it was when it had this digest (or the start of one), to ask but not to append to.
+        """The registry as it was when it had a digest, to ask but not to append to.
+
+        Arguments:
+            digest: "sha256:...", or at least 8 of its hexadecimal digits.
 
         Raises:
             RegistryError: when it never had; the message lists the digests it had.
@@ -196,6 +208,9 @@ class Registry:
 
     def modality(self, name: str) -> Modality:
         """The live module of a plugin, in evaluation mode.
+
+        Arguments:
+            name: A plugin in force.
 
         Raises:
             UnknownPluginError: for a name that is not there.
@@ -220,7 +235,15 @@ class Registry:
         return self._ledger.folder_of(entry)
 
     def folder(self, name: str) -> Path:
-        """Where a plugin in force is kept; checked against the ledger. Raises as :meth:`modality`."""
+        """Where a plugin in force is kept; checked against the ledger.
+
+        Arguments:
+            name: A plugin in force.
+
+        Raises:
+            UnknownPluginError: for a name that is not there.
+            TamperedError: when the folder is not what was written.
+        """
         return self._folder(self._entry(name))
 
     @property
@@ -285,7 +308,15 @@ class Registry:
         return {name: x for name, x in data.items() if name in keep and name not in drop}
 
     def log_evidence(self, data: Any, theta: Tensor, *, prior: bool = False) -> Tensor:
-        """S(θ) in nats: θ (K, P) -> (K,), float64. Differentiable where θ requires a gradient.
+        """S(θ) in nats. Differentiable where θ requires a gradient.
+
+        Arguments:
+            data: See :meth:`evidence`.
+            theta: K points, shape (K, P).
+            prior: Whether to add the log prior, once.
+
+        Returns:
+            Shape (K,), float64; −∞ where θ makes the data impossible.
 
         Raises:
             ParameterError: for a θ of another shape, NaN or infinite. Others as :meth:`evidence`.
@@ -343,7 +374,17 @@ class Registry:
         seed: int = 0,
         allow_identical: bool = False,
     ) -> hypotheses.Comparison:
-        """S(alternative) − S(null) with its likelihood-ratio p-value; see :func:`engine.hypotheses.compare`."""
+        """S(alternative) − S(null) with its likelihood-ratio p-value; see :func:`engine.hypotheses.compare`.
+
+        Arguments:
+            data, allow_identical: See :meth:`evidence`.
+            null: The values that the null fixes, by name.
+            alternative: The values that the alternative fixes; None leaves everything free.
+            seed: Of starting points and simulations.
+
+        Raises:
+            EstimateError: when one of the fits fails. Others as :meth:`estimate`.
+        """
         return hypotheses.compare(self.evidence(data, allow_identical=allow_identical), null, alternative, seed=seed)
 
     def probabilities(
@@ -354,7 +395,20 @@ class Registry:
         *,
         allow_identical: bool = False,
     ) -> dict[Any, float]:
-        """Posterior probabilities of a discrete θ or of given points; see :func:`engine.hypotheses.probabilities`."""
+        """Posterior probabilities of a discrete θ or of given points; see :func:`engine.hypotheses.probabilities`.
+
+        Arguments:
+            data, allow_identical: See :meth:`evidence`.
+            points: Points θ by name, in a sequence, or as a tensor (H, P); None takes every value of a θ that is
+                all discrete.
+            weights: Their prior weights, H numbers >= 0; equal by default, or the prior's for a discrete θ.
+
+        Returns:
+            Hypothesis -> probability, by name, position or index.
+
+        Raises:
+            EstimateError: when every hypothesis makes the data impossible. Others as :meth:`estimate`.
+        """
         return hypotheses.probabilities(self.evidence(data, allow_identical=allow_identical), points, weights)
 
     def _provenance(self, evidence: Evidence) -> dict[str, Any]:

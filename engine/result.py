@@ -29,6 +29,7 @@ __all__ = [
     "rank_tolerance",
 ]
 
+#: The kinds of covariance that an estimate can have.
 KINDS = ("observed", "expected", "godambe")
 
 
@@ -57,6 +58,11 @@ class ParameterEstimate:
         error: Its standard error: infinite where it is not identified, zero where a bound holds it.
         bound: ``"lower"`` or ``"upper"`` where an active bound holds it, else None.
         identified: Whether the data fix its value.
+
+    Example:
+        >>> one = ParameterEstimate("H0", "km/s/Mpc", value=69.2, error=1.7, bound=None, identified=True)
+        >>> f"{one.value} ± {one.error} {one.unit}"
+        '69.2 ± 1.7 km/s/Mpc'
     """
 
     name: str
@@ -89,6 +95,17 @@ class Estimate:
         provenance: The registry's digest, the data's hash, the plugins and the versions.
         fixed: Parameters that were held, with their values.
         rank: The smallest scaled eigenvalue of the information that counts as curvature.
+
+    Example:
+        >>> from engine import Parameter
+        >>> from engine.estimate import estimate
+        >>> from modalities import Gaussian
+        >>> modality = Gaussian(parameter_names=("mu",), sd=2.0)
+        >>> fit = estimate(Evidence(ParameterSpace([Parameter("mu")]), {"a": modality}, {"a": [[1.0], [3.0]]}))
+        >>> fit.converged, fit["mu"].identified, round(fit.sd.item(), 6)
+        (True, True, 1.414214)
+        >>> fit.interval("mu", level=0.95)
+        Interval(-0.771808, 4.77181, level=0.95, method='profile')
     """
 
     parameters: ParameterSpace
@@ -144,8 +161,12 @@ class Estimate:
             paired: For Godambe: observation i of every plugin belongs to one unit.
             simulations, seed: For the expected information of plugins without a closed form.
 
+        Returns:
+            The covariance, shape (P, P), with its kind and the directions it says nothing about.
+
         Raises:
             EstimateError: for a failed fit, an unknown kind, or too few observations for the sandwich.
+            ModalityError: for a plugin that has neither an expected information nor a simulator to ask.
         """
         if kind not in KINDS:
             raise EstimateError(f"the kind of covariance is one of {', '.join(KINDS)}, got {kind!r}")
@@ -172,23 +193,35 @@ class Estimate:
         return K
 
     def interval(self, name: str, level: float = 0.6827, method: str = "profile") -> Interval:
-        """A confidence interval of one parameter: (low, high).
+        """A confidence interval of one parameter: (low, high), in its unit.
 
         Arguments:
             name: Which parameter.
-            level: The confidence level.
+            level: The confidence level, in (0, 1).
             method: ``"profile"`` (the likelihood's own shape, right at bounds) or ``"wald"`` (θ̂ ± z sd, with
                 the covariance of this estimate, cut at the bounds).
 
         Raises:
-            EstimateError: for a failed fit, and for ``"wald"`` where a bound holds the parameter.
+            EstimateError: for a failed fit, a level or a method that is none, a parameter that was fixed, for
+                ``"wald"`` where a bound holds the parameter, and for ``"profile"`` where the search fails.
         """
         return self.intervals([name], level=level, method=method)[name]
 
     def intervals(
         self, names: Sequence[str] | None = None, level: float = 0.6827, method: str = "profile"
     ) -> dict[str, Interval]:
-        """Intervals of several parameters (all that are not fixed, by default) at once; see :meth:`interval`."""
+        """Confidence intervals of several parameters at once.
+
+        Arguments:
+            names: Which parameters; all that are not fixed by default.
+            level, method: As for :meth:`interval`.
+
+        Returns:
+            Parameter -> its interval.
+
+        Raises:
+            EstimateError: as :meth:`interval`.
+        """
         evidence = self._usable("an interval")
         if not 0.0 < level < 1.0:
             raise EstimateError(f"a confidence level lies between 0 and 1, got {level}; write 0.6827 for 68.27 %")
@@ -289,7 +322,7 @@ class Estimate:
         }
 
     def to_json(self, indent: int | None = 2) -> str:
-        """:meth:`to_dict` as JSON text."""
+        """:meth:`to_dict` as JSON text, indented by ``indent`` blanks; None for one line."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False, ensure_ascii=False)
 
     def __str__(self) -> str:
@@ -333,19 +366,65 @@ def _plain(value: Any) -> Any:
 
 
 def curvature_floor(space: ParameterSpace, theta: Tensor) -> Tensor:
-    """Curvatures that count as none: rounding, for a parameter whose prior tells its size; else exactly zero."""
+    """Curvatures that count as none: rounding, for a parameter whose prior tells its size; else exactly zero.
+
+    Arguments:
+        space: The parameters.
+        theta: Where the curvature is taken, shape (P,).
+
+    Returns:
+        Shape (P,), in the units of the information's diagonal.
+
+    Example:
+        >>> from torch.distributions import Uniform
+        >>> from engine import Parameter
+        >>> space = ParameterSpace([Parameter("a", prior=Uniform(0.0, 2.0)), Parameter("b")])
+        >>> curvature_floor(space, torch.ones(2, dtype=torch.float64)).tolist()
+        [1e-14, 0.0]
+    """
     size = torch.maximum(space.scale, theta.abs().nan_to_num())
     known = torch.tensor([p.prior is not None for p in space])
     return torch.where(known, 1e-14 / size**2, 0.0)
 
 
 def rank_tolerance(evidence: Evidence) -> float:
-    """The smallest scaled eigenvalue that is more than rounding in the coarsest plugin's arithmetic."""
+    """The smallest scaled eigenvalue that is more than rounding in the coarsest plugin's arithmetic.
+
+    Arguments:
+        evidence: S, whose plugins are evaluated in float32 or float64.
+
+    Returns:
+        1e-5 where a plugin is evaluated in float32, else 1e-10.
+
+    Example:
+        >>> from engine import Parameter
+        >>> from modalities import Gaussian
+        >>> modality = Gaussian(parameter_names=("mu",), sd=2.0)
+        >>> rank_tolerance(Evidence(ParameterSpace([Parameter("mu")]), {"a": modality}, {"a": [[1.0]]}))
+        1e-10
+    """
     return 1e-5 if any(m.dtype == torch.float32 for m in evidence.modalities.values()) else 1e-10
 
 
 def box(space: ParameterSpace, fixed: Mapping[str, float]) -> tuple[Tensor, Tensor]:
-    """Bounds (P,) and (P,), equal where a value is fixed. Raises ``ParameterError`` for one outside its bounds."""
+    """The bounds, drawn together where a value is fixed.
+
+    Arguments:
+        space: The parameters.
+        fixed: Parameter -> the value it is held at.
+
+    Returns:
+        Lower and upper bounds, shape (P,) each, float64.
+
+    Raises:
+        ParameterError: for a value outside its bounds, or a name that is not there.
+
+    Example:
+        >>> from engine import Parameter
+        >>> lower, upper = box(ParameterSpace([Parameter("a", bounds=(0.0, 1.0)), Parameter("b")]), {"b": 2.0})
+        >>> lower.tolist(), upper.tolist()
+        ([0.0, 2.0], [1.0, 2.0])
+    """
     lower, upper = space.lower.clone(), space.upper.clone()
     for name, value in fixed.items():
         i = space.index(name)
@@ -358,7 +437,10 @@ def box(space: ParameterSpace, fixed: Mapping[str, float]) -> tuple[Tensor, Tens
 
 
 def direction_text(direction: Mapping[str, float]) -> str:
-    """A direction in θ as text: ``H0``, or ``0.707 a − 0.707 b``.
+    """A direction in θ as text: ``H0``, or ``0.7071 a − 0.7071 b``.
+
+    Arguments:
+        direction: Parameter -> component, of at least one.
 
     Example:
         >>> direction_text({"a": 0.7071, "b": -0.7071})

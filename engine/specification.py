@@ -42,7 +42,19 @@ _LINE = re.compile(
 
 @dataclass(frozen=True)
 class PluginSpecification:
-    """A modality to append, with what it brings along."""
+    """A modality to append, with what it brings along.
+
+    Attributes:
+        modality: The modality.
+        parameters: Declarations of parameters that it depends on.
+        observations: Its own data, shape (N, *event_shape); None where it has none.
+
+    Example:
+        >>> from modalities import Gaussian
+        >>> plugin = PluginSpecification(Gaussian(parameter_names=("L",), sd=2.0), (Parameter("L"),), observations=None)
+        >>> plugin.modality.parameter_names
+        ('L',)
+    """
 
     modality: Modality
     parameters: tuple[Parameter, ...]
@@ -51,6 +63,9 @@ class PluginSpecification:
 
 def parse_parameter(text: str) -> Parameter:
     """One parameter from a line such as ``mu = Uniform(0, 10)`` or ``H0 [km/s/Mpc] = Normal(70, 10)``.
+
+    Arguments:
+        text: The name, then a unit in brackets and a prior where there are such.
 
     Raises:
         ParameterError: showing the form it takes.
@@ -92,7 +107,22 @@ def _toml(path: Path, limit: int = 2**24) -> dict[str, Any]:
 
 
 def read_parameters(path: Path) -> list[Parameter]:
-    """The ``[[parameter]]`` blocks of a TOML file."""
+    r"""The ``[[parameter]]`` blocks of a TOML file.
+
+    Arguments:
+        path: The file.
+
+    Raises:
+        RegistryError: for a file that cannot be read.
+        ParameterError: for a block that is no parameter.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp(), "parameters.toml")
+        >>> _ = file.write_text('[[parameter]]\nname = "L"\nunit = "mm"\n')
+        >>> read_parameters(file)
+        [Parameter('L', prior=None, unit='mm', bounds=(-inf, inf))]
+    """
     blocks = _toml(path).get("parameter", [])
     if not isinstance(blocks, list) or not all(isinstance(b, dict) for b in blocks):
         raise ParameterError(f"{path}: parameters are written as [[parameter]] blocks")
@@ -100,12 +130,24 @@ def read_parameters(path: Path) -> list[Parameter]:
 
 
 def read_specification(path: Path, *, trust: bool = False) -> PluginSpecification:
-    """A plugin from a TOML file, or from another workspace's plugin folder.
+    r"""A plugin from a TOML file, or from another workspace's plugin folder.
+
+    Arguments:
+        path: The file or the folder.
+        trust: Whether to run code that no installed package declares.
 
     Raises:
         RegistryError: for a file that cannot be read or has unknown fields.
         ModalityError: when the configuration does not build the modality.
         UntrustedError: when it names code that no installed package declares.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp(), "tracker.toml")
+        >>> lines = ['factory = "modalities:PoissonCounts"', "configuration = {signal = [5, 9], background = [50, 40]}"]
+        >>> _ = file.write_text("\n".join(lines))
+        >>> read_specification(file).modality.rate(torch.tensor([1.0])).tolist()
+        [55.0, 49.0]
     """
     if path.is_dir():
         declared = describe(path).parameters
@@ -165,8 +207,21 @@ def _array(path: Path) -> np.ndarray:
 def read_data(path: Path) -> Any:
     """Observations by plugin name, from a zarr group, an ``.npz`` file or a TOML file of nested lists.
 
+    Arguments:
+        path: The file or the group's folder.
+
+    Returns:
+        Plugin -> observations (N, *event_shape), as zarr arrays, arrays or tensors.
+
     Raises:
         RegistryError: for anything else, or a file that cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp(), "data.toml")
+        >>> _ = file.write_text("tracker = [[57, 49]]")
+        >>> read_data(file)
+        {'tracker': tensor([[57., 49.]], dtype=torch.float64)}
     """
     if not path.exists():
         raise RegistryError(f"no data at {path}; give a zarr group, an .npz file or a .toml file")

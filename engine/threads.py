@@ -18,7 +18,19 @@ _SMALL = 2**16  # numbers; below this a parallel region costs more than the arit
 
 @contextmanager
 def small_work(size: int) -> Iterator[None]:
-    """Use one torch thread inside the block where ``size``, the numbers worked on, is small."""
+    """Use one torch thread inside the block where little is worked on; the caller's setting comes back after it.
+
+    Arguments:
+        size: How many numbers are worked on; more than 65,536 leave the setting as it is.
+
+    Example:
+        >>> before = torch.get_num_threads()
+        >>> with small_work(100):
+        ...     torch.get_num_threads()
+        1
+        >>> torch.get_num_threads() == before
+        True
+    """
     threads = torch.get_num_threads()
     if threads == 1 or size > _SMALL:
         yield

@@ -36,6 +36,11 @@ class Interval(tuple[float, float]):
         level: The confidence level.
         method: ``"profile"`` or ``"wald"``.
         at_bound: Which ends are the parameter's bound rather than a crossing: a subset of ("low", "high").
+
+    Example:
+        >>> low, high = Interval(0.0, 2.5, level=0.6827, method="profile", at_bound=("low",))
+        >>> low, high
+        (0.0, 2.5)
     """
 
     low: float
@@ -64,6 +69,11 @@ class Covariance:
             moves, zero for those on an active bound.
         kind: ``"observed"``, ``"expected"`` or ``"godambe"``.
         null: Directions without curvature, unit vectors in natural units, shape (n, P).
+
+    Example:
+        >>> known = Covariance(torch.tensor([[4.0, 0.0], [0.0, 9.0]]), "observed", torch.zeros(0, 2))
+        >>> known.sd.tolist(), known.without([1]).matrix.tolist()
+        ([2.0, 3.0], [[4.0, nan], [nan, inf]])
     """
 
     matrix: Tensor
@@ -76,7 +86,11 @@ class Covariance:
         return self.matrix.diagonal().clamp_min(0.0).sqrt()
 
     def without(self, columns: Sequence[int]) -> Covariance:
-        """The same, with these components marked as not known: infinite variance, NaN covariances."""
+        """The same, with these components marked as not known: infinite variance, NaN covariances.
+
+        Arguments:
+            columns: Positions of the components in θ.
+        """
         matrix, index = self.matrix.clone(), list(columns)
         if index:
             matrix[index, :] = matrix[:, index] = torch.nan
@@ -93,6 +107,9 @@ def covariance(information: Tensor, fixed: Tensor, floor: Tensor, *, kind: str, 
         floor: Curvatures that count as none at all, shape (P,), in the units of J's diagonal.
         kind: What J is, for the record.
         rank: The smallest eigenvalue, relative to the largest, of J scaled to a unit diagonal that counts.
+
+    Returns:
+        C, shape (P, P), in the squared units of θ.
 
     Raises:
         EstimateError: when J has a negative eigenvalue on the free block: that is no maximum.
@@ -111,7 +128,24 @@ def covariance(information: Tensor, fixed: Tensor, floor: Tensor, *, kind: str, 
 def godambe(
     information: Tensor, variability: Tensor, fixed: Tensor, floor: Tensor, *, rank: float = _RANK
 ) -> Covariance:
-    """Godambe's covariance J⁻¹ K J⁻¹ on the free block; arguments as :func:`covariance`, K of shape (P, P)."""
+    """Godambe's covariance J⁻¹ K J⁻¹ of one estimate, on the free block.
+
+    Arguments:
+        information: J, shape (P, P).
+        variability: K, the variance of the total score, shape (P, P).
+        fixed, floor, rank: As for :func:`covariance`.
+
+    Returns:
+        C, shape (P, P), in the squared units of θ.
+
+    Raises:
+        EstimateError: as :func:`covariance`.
+
+    Example:
+        >>> J, K = torch.tensor([[2.0]], dtype=torch.float64), torch.tensor([[8.0]], dtype=torch.float64)
+        >>> godambe(J, K, torch.tensor([False]), torch.zeros(1)).matrix.item()
+        2.0
+    """
     inverse, null, involved = _inverse(information, fixed, floor, rank)
     matrix = inverse @ variability @ inverse
     known = Covariance(0.5 * (matrix + matrix.mT), "godambe", null).without(involved.nonzero()[:, 0].tolist())
@@ -125,15 +159,23 @@ def _held(known: Covariance, fixed: Tensor) -> Covariance:
 
 
 def variability(scores: Mapping[str, Tensor], *, paired: bool = False) -> Tensor:
-    """K, the variance of the total score, from the scores of independent units: (P, P).
+    r"""K, the variance of the total score, from the scores of independent units.
 
     Arguments:
         scores: name -> (N, P), as :meth:`engine.evidence.Evidence.scores` gives.
         paired: Take observation i of every plugin as one unit, so that dependence between plugins within a
             unit is counted; all plugins must then have the same N.
 
+    Returns:
+        :math:`\sum_i (u_i - \bar u)(u_i - \bar u)^\top`, summed over the plugins, shape (P, P).
+
     Raises:
         EstimateError: for fewer than two units, or unequal numbers where they are paired.
+
+    Example:
+        >>> u = torch.tensor([[1.0], [-1.0]])
+        >>> variability({"a": u, "b": u}).item(), variability({"a": u, "b": -u}, paired=True).item()
+        (4.0, 0.0)
     """
     if paired:
         lengths = {name: len(s) for name, s in scores.items()}

@@ -31,6 +31,13 @@ _COLOURS = {
 def rounded(value: float, error: float) -> tuple[str, str]:
     """A value and its error to the error's second significant digit, as text.
 
+    Arguments:
+        value: The value.
+        error: Its standard error, in the same unit; infinity becomes "∞", zero and NaN a dash.
+
+    Returns:
+        Both as text, with the same power of ten.
+
     Example:
         >>> rounded(0.29573956, 0.01186855), rounded(147.0148, 3.4517), rounded(2.5e-9, 1.23e-11)
         (('0.296', '0.012'), ('147.0', '3.5'), ('2.500e-09', '0.012e-09'))
@@ -50,7 +57,35 @@ def rounded(value: float, error: float) -> tuple[str, str]:
 
 
 def estimate_group(fit: Estimate, intervals: Mapping[str, Interval] | None = None) -> RenderableType:
-    """One estimate for a rich console: status, parameters, plugins and where it came from."""
+    """One estimate for a rich console: status, parameters, plugins and where it came from.
+
+    Arguments:
+        fit: The estimate.
+        intervals: Parameter -> its profile interval, for a column of their own.
+
+    Example:
+        >>> from engine import Evidence, Parameter, ParameterSpace
+        >>> from engine.estimate import estimate
+        >>> from modalities import Gaussian
+        >>> modality = Gaussian(parameter_names=("L",), sd=2.0)
+        >>> evidence = Evidence(ParameterSpace([Parameter("L", unit="mm")]), {"a": modality}, {"a": [[99.0], [101.0]]})
+        >>> fit = estimate(evidence)
+        >>> print(as_text(estimate_group(fit, fit.intervals(level=0.95))))
+        converged — one maximum inside the bounds
+        maximum likelihood, observed information
+        <BLANKLINE>
+          parameter   unit   estimate   error   95 % profile interval
+         ────────────────────────────────────────────────────────────────
+          L           mm        100.0     1.4           (97.2, 102.8)
+        <BLANKLINE>
+        share of the information
+        <BLANKLINE>
+          plugin   N   log-evidence         L
+         ─────────────────────────────────────
+          a        2        -3.4742   100.0 %
+        <BLANKLINE>
+          sum               -3.4742
+    """
     kind = "maximum a posteriori" if fit.prior else "maximum likelihood"
     head = Text.assemble((str(fit.status), _COLOURS[str(fit.status)]), f" — {fit.reason}")
     if str(fit.status) == "failed":
@@ -123,7 +158,27 @@ def _short(digest: str) -> str:
 
 
 def subsets_table(fits: Mapping[str, Estimate], title: str) -> Table:
-    """Several estimates of the same parameters, a row each."""
+    """Several estimates of the same parameters, a row each.
+
+    Arguments:
+        fits: What a row is called -> its estimate; at least one.
+        title: The table's title.
+
+    Example:
+        >>> from engine import Evidence, Parameter, ParameterSpace
+        >>> from engine.estimate import estimate
+        >>> from modalities import Gaussian
+        >>> modality = Gaussian(parameter_names=("L",), sd=2.0)
+        >>> evidence = Evidence(ParameterSpace([Parameter("L", unit="mm")]), {"a": modality}, {"a": [[99.0], [101.0]]})
+        >>> fit = estimate(evidence)
+        >>> print(as_text(subsets_table({"a": fit, "a again": fit}, "each alone")))
+        each alone
+        <BLANKLINE>
+          plugins             L   status      not identified
+         ────────────────────────────────────────────────────
+          a         100.0 ± 1.4   converged
+          a again   100.0 ± 1.4   converged
+    """
     fits = dict(fits)
     names = next(iter(fits.values())).parameters.names
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
@@ -155,7 +210,16 @@ def _directions(fit: Estimate) -> str:
 
 
 def as_text(*parts: RenderableType, width: int = 110) -> str:
-    """Renderables as plain text, without colour, trailing blanks or blank edges."""
+    r"""Renderables as plain text, without colour, trailing blanks or blank edges.
+
+    Arguments:
+        parts: What a rich console prints, one below the other.
+        width: The most characters of a line.
+
+    Example:
+        >>> as_text(Text("converged", "green"), "  one maximum  ")
+        'converged\n  one maximum'
+    """
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
     for part in parts:
         console.print(part)
@@ -168,5 +232,19 @@ def _strip(lines: Iterable[str]) -> str:
 
 
 def estimate_text(fit: Estimate, intervals: Mapping[str, Interval] | None = None) -> str:
-    """One estimate as plain text."""
+    """One estimate as plain text.
+
+    Arguments:
+        fit, intervals: As for :func:`estimate_group`.
+
+    Example:
+        >>> from engine import Evidence, Parameter, ParameterSpace
+        >>> from engine.estimate import estimate
+        >>> from modalities import Gaussian
+        >>> modality = Gaussian(parameter_names=("L",), sd=2.0)
+        >>> evidence = Evidence(ParameterSpace([Parameter("L", unit="mm")]), {"a": modality}, {"a": [[99.0], [101.0]]})
+        >>> fit = estimate(evidence)
+        >>> estimate_text(fit) == str(fit)
+        True
+    """
     return as_text(estimate_group(fit, intervals))
