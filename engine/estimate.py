@@ -82,6 +82,10 @@ def estimate(
     """
     if covariance not in KINDS:
         raise EstimateError(f"the kind of covariance is one of {', '.join(KINDS)}, got {covariance!r}")
+    if screen < 1 or polish < 1:
+        raise EstimateError(
+            f"at least one point must be screened and one polished, got screen={screen}, polish={polish}"
+        )
     space = evidence.parameters
     fixed = {name: float(value) for name, value in (fixed or {}).items()}
     for name, discrete in zip(space.names, space.discrete, strict=True):
@@ -178,7 +182,9 @@ def _classify(
         if _at_wall(evidence, solution.theta[k], solution.at.score[k], lower, upper):
             why += "S still rises but is −∞ just beyond. Set a bound where θ becomes impossible"
         else:
-            why += f"an increase of {float(solution.edm[k]):.2g} nats is still expected. Narrow the bounds, or give start="
+            why += (
+                f"an increase of {float(solution.edm[k]):.2g} nats is still expected. Narrow the bounds, or give start="
+            )
         return _failed(evidence, fixed, why, provenance)
     higher = solution.at.value > value[best] + 1e-3 + 4 * solution.at.resolution
     if bool(higher.any()):

@@ -18,31 +18,27 @@ References:
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.errors import EvidenceError, ModalityError, ParameterError
+from engine.errors import ModalityError, ParameterError
 from engine.modality import Modality
 from engine.observations import Observations
 from engine.parameters import ParameterSpace
+from engine.terms import ELEMENTS, Term, gradient, observation_scores
 from engine.threads import small_work
 
 __all__ = ["Contribution", "Derivatives", "Evidence"]
 
 _STACK_FROM = 8  # fewer plugins than this are quicker one by one than through vmap
-_KEPT = 2**22  # numbers of one plugin's data that are kept ready between evaluations
-_ELEMENTS = (
-    2**18
-)  # entries of (θ, observation, event) evaluated together: a modality may need hundreds of numbers for each
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Derivatives:
     """S and what curvature needs, at K points.
 
@@ -68,7 +64,7 @@ class Derivatives:
     resolution: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contribution:
     """One plugin's part of the sum at one θ, in θ's full order.
 
@@ -92,191 +88,6 @@ class Contribution:
     score: Tensor
     information: Tensor
     observations: int
-
-
-class _Sum:
-    """A running sum of equal tensors that carries its own rounding error."""
-
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-        self.carried: Tensor | None = None
-
-    def add(self, term: Tensor) -> None:
-        if self.total is None:
-            self.total = term
-            return
-        new = self.total + term
-        larger, smaller = (
-            torch.where(self.total.abs() >= term.abs(), self.total, term),
-            torch.where(self.total.abs() >= term.abs(), term, self.total),
-        )
-        lost = torch.where(torch.isfinite(new), (larger - new) + smaller, 0.0)  # −∞ stays −∞
-        self.total, self.carried = new, lost if self.carried is None else self.carried + lost
-
-    @property
-    def result(self) -> Tensor:
-        assert self.total is not None
-        return self.total if self.carried is None else self.total + self.carried
-
-
-class _Term:
-    """One plugin, or several of one shape evaluated as one: G scalars at once."""
-
-    def __init__(self, names: list[str], modalities: list[Modality], space: ParameterSpace, data: Observations) -> None:
-        self.names = names
-        self.modality = modalities[0]
-        self.dtype = self.modality.dtype
-        self.modalities = modalities
-        self.data = data
-        self.index = torch.tensor([space.indices(m.parameter_names) for m in modalities])  # (G, P_m)
-        self._call: Callable[[Tensor, Tensor], Any] = self._one
-        self._x: Tensor | None = None
-        self._ready: list[Tensor] | None = None
-        if len(names) > 1:
-            state = torch.func.stack_module_state(modalities)  # pyright: ignore[reportArgumentType]
-            base = copy.deepcopy(self.modality).to("meta")
-
-            def call(parameters: Any, buffers: Any, x: Tensor, theta: Tensor) -> Tensor:
-                return torch.func.functional_call(base, (parameters, buffers), (x, theta))
-
-            self._call = lambda x, theta: torch.func.vmap(call)(*state, x, theta)
-            self._x = torch.stack([data[name] for name in names])
-
-    def _one(self, x: Tensor, theta: Tensor) -> Any:
-        result = self.modality(x[0], theta[0])
-        return result[None] if isinstance(result, Tensor) else result
-
-    def blocks(self) -> Any:
-        """The data (G, 1, B, *event) in the plugin's dtype, ready to broadcast against θ; kept where it is small."""
-        if self._ready is None:
-            if self._x is not None:
-                blocks = [self._x[:, None].to(self.dtype)]
-            else:
-                blocks = (block[None, None].to(self.dtype) for block in self.data.blocks(self.names[0]))
-            if self._x is None and self.data.lengths[self.names[0]] * self.modality.event_shape.numel() > _KEPT:
-                return blocks
-            with torch.inference_mode(False):
-                self._ready = list(blocks)
-        return self._ready
-
-    def scalars(self, x: Tensor, theta: Tensor) -> Tensor:
-        """s of shape (G, K, B) in the plugin's own dtype, from x (G, 1, B, *event), θ (G, K, 1, P_m)."""
-        try:
-            s = self._call(x, theta.to(self.dtype))
-        except EvidenceError as error:
-            raise type(error)(f"{self._label()}: {error}") from error
-        except Exception as error:
-            raise ModalityError(f"{self._label()} raised {type(error).__name__} in log_evidence: {error}") from error
-        if not isinstance(s, Tensor):
-            raise ModalityError(f"log_evidence must return a torch.Tensor, got {_what(s)} from {self._label()}")
-        if s.shape != (expected := (x.shape[0], theta.shape[1], x.shape[2])):
-            raise ModalityError(
-                f"log_evidence must return one scalar for each (x, θ), here of shape {expected[1:]} for x "
-                f"{tuple(x.shape[1:])} and θ {(*theta.shape[1:],)}, got {tuple(s.shape[1:])} from {self._label()}; "
-                "sum over the event's axes only"
-            )
-        if s.dtype is not torch.float64 and s.dtype is not torch.float32:
-            raise ModalityError(
-                f"log_evidence must return float32 or float64, got {s.dtype} from {self._label()}; "
-                "sums of it would lose the digits that matter"
-            )
-        return s
-
-    def refuse_bad(self, theta: Tensor) -> None:
-        """Name the plugin, θ and observation whose scalar is NaN or +∞, at θ (K, P) where some sum was."""
-        start = 0
-        for x in self.blocks():
-            local = theta.detach()[:, self.index].movedim(0, 1)[:, :, None]
-            for k in range(0, len(theta), step := self._chunk(x)):
-                part = local[:, k : k + step]
-                s = self.scalars(x, part).detach()
-                bad = torch.isnan(s) | (s == torch.inf)
-                if bool(bad.any()):
-                    g, at, i = bad.nonzero()[0].tolist()
-                    names = self.modalities[g].parameter_names
-                    where = ", ".join(f"{p} = {v:.6g}" for p, v in zip(names, part[g, at, 0].tolist(), strict=True))
-                    raise ModalityError(
-                        f"log_evidence must be a number or −∞, got {s[g, at, i].item()} from plugin '{self.names[g]}' at {where}, "
-                        f"observation {start + i}; return −∞ where θ is impossible, or narrow the parameter's bounds"
-                    )
-            start += x.shape[2]
-
-    def value(self, theta: Tensor) -> Tensor:
-        """Σ_i s (G, K) at θ (K, P)."""
-        local = theta[:, self.index].movedim(0, 1)[:, :, None]  # (G, K, 1, P_m)
-        total = _Sum()
-        for x in self.blocks():
-            step = self._chunk(x)
-            if len(theta) <= step:
-                total.add(self.scalars(x, local).to(torch.float64).sum(-1))
-            else:
-                parts = [self.scalars(x, part).to(torch.float64).sum(-1) for part in local.split(step, dim=1)]
-                total.add(torch.cat(parts, 1))
-        return total.result
-
-    def derivatives(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Σ_i s, ∇, −∇² and resolution: (G, K), (G, K, P_m), (G, K, P_m, P_m), (G, K), from θ (K, P)."""
-        local = theta.detach()[:, self.index].movedim(0, 1)  # (G, K, P_m)
-        sums = [_Sum() for _ in range(4)]
-        for x in self.blocks():
-            step = max(1, self._chunk(x) // 4)
-            parts = [self._block_derivatives(x, part) for part in local.split(step, dim=1)]
-            for total, pieces in zip(sums, zip(*parts, strict=True), strict=True):
-                total.add(torch.cat(pieces, 1))
-        value, score, information, resolution = (s.result for s in sums)
-        return value, score, information, resolution
-
-    def _block_derivatives(self, x: Tensor, local: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        with torch.inference_mode(False), torch.enable_grad():
-            leaf = local.clone().requires_grad_()
-            s = self.scalars(x, leaf[:, :, None])
-            total = s.to(torch.float64).sum(-1)
-            if not total.requires_grad:
-                raise ModalityError(
-                    f"the scalar of {self._label()} is detached from θ: it has no gradient; "
-                    "keep to torch operations, without .detach(), .item() or .numpy() on the way"
-                )
-            finite = torch.isfinite(total.detach())  # the rest is −∞, or refused with the value
-            score = _gradient(total.sum(), leaf)
-            information = torch.zeros(*leaf.shape, leaf.shape[-1], dtype=torch.float64)
-            if score.requires_grad:
-                for j in range(leaf.shape[-1]):
-                    information[..., j, :] = -_gradient(score[..., j].sum(), leaf, retain=True).detach()
-        information = 0.5 * (information + information.mT)
-        score = score.detach()
-        for what, values in (("score", score), ("second derivative", information)):
-            bad = ~torch.isfinite(values) & finite.reshape(*finite.shape, *[1] * (values.dim() - 2))
-            if bool(bad.any()):
-                at = bad.nonzero()[0].tolist()
-                point = ", ".join(f"{v:.6g}" for v in local[at[0], at[1]].tolist())
-                raise ModalityError(
-                    f"the {what} of plugin '{self.names[at[0]]}' is {values[tuple(at)].item()} at θ = ({point}) although its "
-                    "scalar is finite; a masked branch that divides by zero is the usual cause (mask its input, not its output)"
-                )
-        resolution = s.detach().to(torch.float64).abs().sum(-1) * torch.finfo(s.dtype).eps
-        return total.detach(), score, information, resolution
-
-    def pairs(self, x: Tensor, theta: Tensor) -> Tensor:
-        """s of single pairs: x (B, *event), θ (B, P_m) -> (B,)."""
-        return self.scalars(x[None, None], theta[None, None, :])[0, 0]
-
-    def _label(self) -> str:
-        return f"plugin{'s' * (len(self.names) > 1)} {', '.join(repr(n) for n in self.names)}"
-
-    def _chunk(self, x: Tensor) -> int:
-        return max(1, _ELEMENTS // max(1, x.numel()))
-
-
-def _gradient(scalar: Tensor, leaf: Tensor, retain: bool = False) -> Tensor:
-    (gradient,) = torch.autograd.grad(scalar, leaf, create_graph=not retain, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(leaf) if gradient is None else gradient
-
-
-def _what(value: Any) -> str:
-    if value is None:
-        return "None (is a return missing?)"
-    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else f" {value!r:.40}"
-    return f"{type(value).__module__}.{type(value).__name__}{shape}"
 
 
 class Evidence:
@@ -334,7 +145,7 @@ class Evidence:
         position = {name: i for i, name in enumerate(order)}
         self._sorted = None if order == sorted(order) else torch.tensor([position[name] for name in self.names])
 
-    def _group(self, block: int | None) -> list[_Term]:
+    def _group(self, block: int | None) -> list[Term]:
         groups: dict[Any, list[str]] = {}
         for name, modality in self.modalities.items():
             key: Any = name
@@ -347,7 +158,7 @@ class Evidence:
         terms = []
         for names in groups.values():
             batches = [names] if len(names) >= _STACK_FROM else [[name] for name in names]
-            terms += [_Term(b, [self.modalities[n] for n in b], self.parameters, self.observations) for b in batches]
+            terms += [Term(b, [self.modalities[n] for n in b], self.parameters, self.observations) for b in batches]
         return terms
 
     def value(self, theta: Tensor) -> Tensor:
@@ -429,11 +240,11 @@ class Evidence:
         with torch.inference_mode(False), torch.enable_grad():
             leaf = theta.detach().clone().requires_grad_()
             value = self.parameters.log_prior(leaf)
-            score = _gradient(value.sum(), leaf)
+            score = gradient(value.sum(), leaf)
             rows = []
             for j in range(leaf.shape[-1]):
                 column = score[:, j].sum()
-                rows.append(-_gradient(column, leaf, retain=True) if column.requires_grad else torch.zeros_like(leaf))
+                rows.append(-gradient(column, leaf, retain=True) if column.requires_grad else torch.zeros_like(leaf))
         return value.detach(), score.detach(), torch.stack([r.detach() for r in rows], -2)
 
     def contributions(self, theta: Tensor) -> dict[str, Contribution]:
@@ -454,6 +265,8 @@ class Evidence:
         out: dict[str, Contribution] = {}
         for term in self._terms:
             value, score, information, _ = term.derivatives(theta)
+            if not bool((value < torch.inf).all()):
+                term.refuse_bad(theta)
             for g, name in enumerate(term.names):
                 index = term.index[g]
                 full_score, full = torch.zeros(P, dtype=torch.float64), torch.zeros(P, P, dtype=torch.float64)
@@ -482,7 +295,7 @@ class Evidence:
         theta = self.parameters.tensor(theta)
         out: dict[str, Tensor] = {}
         for name, modality in self.modalities.items():
-            term = _Term([name], [modality], self.parameters, self.observations)
+            term = Term([name], [modality], self.parameters, self.observations)
             rows = [observation_scores(term, x[0, 0], theta[term.index[0]]) for x in term.blocks()]
             local = torch.cat(rows)
             full = torch.zeros(len(local), len(self.parameters), dtype=torch.float64)
@@ -514,7 +327,7 @@ class Evidence:
         out: dict[str, Tensor] = {}
         for name in self.names if names is None else names:
             modality = self.modalities[name]
-            term = _Term([name], [modality], self.parameters, self.observations)
+            term = Term([name], [modality], self.parameters, self.observations)
             local = theta[term.index[0]]
             masks = self._masks(name)
             if modality.has_expected_information:
@@ -550,11 +363,11 @@ class Evidence:
         return [(torch.tensor(list(key), dtype=torch.bool).reshape(shape), n) for key, n in sorted(count.items())]
 
     def _simulated_scores(
-        self, term: _Term, local: Tensor, masks: list[tuple[Tensor | None, int]], simulations: int, seed: int
+        self, term: Term, local: Tensor, masks: list[tuple[Tensor | None, int]], simulations: int, seed: int
     ) -> Tensor:
         """Scores (simulations, P_m) of observations simulated at local θ (P_m,), incomplete as the data are."""
         modality, generator = term.modality, torch.Generator().manual_seed(seed)
-        step, rows = max(1, _ELEMENTS // max(1, modality.event_shape.numel())), []
+        step, rows = max(1, ELEMENTS // max(1, modality.event_shape.numel())), []
         for start in range(0, simulations, step):
             n = min(step, simulations - start)
             x = modality.simulate(local.to(term.dtype).expand(n, -1), generator)
@@ -564,11 +377,3 @@ class Evidence:
                 x = torch.where(torch.stack([m for m, _ in masks if m is not None])[drawn], x, torch.nan)
             rows.append(observation_scores(term, x, local))
         return torch.cat(rows)
-
-
-def observation_scores(term: _Term, x: Tensor, local: Tensor) -> Tensor:
-    """∇_θ s of single observations x (B, *event) at one local θ (P_m,): (B, P_m)."""
-    with torch.inference_mode(False), torch.enable_grad():
-        leaf = local.detach().expand(x.shape[0], -1).clone().requires_grad_()
-        s = term.pairs(x, leaf)
-        return _gradient(s.to(torch.float64).sum(), leaf, retain=True).detach()

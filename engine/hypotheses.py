@@ -32,7 +32,7 @@ from engine.result import Estimate, Status
 __all__ = ["Comparison", "compare", "probabilities"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """What the data say between an alternative and a null.
 
@@ -102,6 +102,10 @@ def compare(
         raise EstimateError("a likelihood ratio leaves the prior out; build the evidence with prior=False")
     space = evidence.parameters
     alternative = dict(alternative or {})
+    if dict(null) == alternative:
+        raise EstimateError(
+            f"two different hypotheses are needed, got {alternative} twice; fix a parameter in the null"
+        )
     for values in (null, alternative):
         space.indices(list(values))
     below, above = _best(evidence, null, "null", seed), _best(evidence, alternative, "alternative", seed)

@@ -33,7 +33,7 @@ _RUNAWAY = 1e13  # typical sizes from its start: a search this far out has no ma
 _RANK = 1e-11  # eigenvalues of the scaled curvature below this carry no information in float64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solution:
     """Where K searches ended.
 
@@ -69,7 +69,7 @@ def held(theta: Tensor, score: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     return ((theta <= lower) & (score < 0)) | ((theta >= upper) & (score > 0)) | (lower >= upper)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Model:
     """The scaled quadratic model on the free block: unit = 1/√|J_ii|, eigen-decomposition of |J|."""
 

@@ -320,7 +320,7 @@ class ParameterSpace:
             raise ParameterError(
                 f"θ must have shape ({len(self)},) for {', '.join(self.names)}, got {tuple(theta.shape)}"
             )
-        return theta
+        return self.check_theta(theta)
 
     def check_theta(self, theta: Tensor) -> Tensor:
         """θ as float64, if it can be one.

@@ -80,10 +80,10 @@ class Prior:
         self.discrete = family == "Categorical"
         self.arguments: dict[str, Any]
         if isinstance(distribution, td.Categorical):
-            probs = distribution.probs.detach().cpu().to(torch.float64)  # pyright: ignore[reportAttributeAccessIssue]
+            probs: torch.Tensor = distribution.probs.detach().cpu()  # pyright: ignore[reportAttributeAccessIssue]
             if probs.dim() != 1:
                 raise ParameterError(f"a Categorical prior needs probs of shape (K,), got {tuple(probs.shape)}")
-            self.arguments = {"probs": [float(f"{p:.7g}") for p in probs.tolist()]}
+            self.arguments = {"probs": [_as_written(p) for p in probs]}
             weights = torch.tensor(self.arguments["probs"], dtype=torch.float64)
             self._log_weights = (weights / weights.sum()).log()
             self.support = (0.0, float(len(weights) - 1))
@@ -125,14 +125,16 @@ class Prior:
 
         Arguments:
             u: The fraction, in (0, 1): a number, or an array of shape (*).
-            low, high: Where the prior is cut off before; an index over hypotheses is never cut.
+            low, high: Where the prior is cut off before.
 
         Returns:
             A number, or an array of shape (*).
         """
         if self.discrete:
-            edges = np.cumsum(self._log_weights.exp().numpy())
-            return np.minimum(np.searchsorted(edges, u), len(edges) - 1).astype(float)
+            index = np.arange(len(self._log_weights))
+            weights = np.where((index >= low) & (index <= high), self._log_weights.exp().numpy(), 0.0)
+            edges = np.cumsum(weights) / weights.sum()
+            return np.searchsorted(edges, np.minimum(u, edges[-1])).astype(float)
         a, b = self._law.cdf(low), self._law.cdf(high)
         value = np.clip(
             self._law.ppf(a + np.asarray(u) * (b - a)), max(low, self.support[0]), min(high, self.support[1])

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine import hypotheses
 from engine.errors import ObservationError, RegistryError, UnknownPluginError
 from engine.estimate import estimate
 from engine.evidence import Evidence
+from engine.hypotheses import Comparison, compare, probabilities
 from engine.ledger import Ledger, PluginEntry, Verification
 from engine.modality import Modality
 from engine.observations import Observations
@@ -282,9 +282,9 @@ class Registry:
         if data is None and not kept:
             raise ObservationError("no plugin brought data along; give data={'plugin': observations}")
         live = _Modalities(self)
+        if only is not None or without is not None:
+            kept = self._select(kept, only, without)
         if not isinstance(kept, Observations):
-            if only is not None or without is not None:
-                kept = self._select(kept, only, without)
             kept = Observations(kept, live, allow_identical=allow_identical)
         return Evidence(self.parameters, live, kept, prior=prior)
 
@@ -371,13 +371,15 @@ class Registry:
         null: Mapping[str, float],
         alternative: Mapping[str, float] | None = None,
         *,
+        only: Names | None = None,
+        without: Names | None = None,
         seed: int = 0,
         allow_identical: bool = False,
-    ) -> hypotheses.Comparison:
+    ) -> Comparison:
         """S(alternative) − S(null) with its likelihood-ratio p-value; see :func:`engine.hypotheses.compare`.
 
         Arguments:
-            data, allow_identical: See :meth:`evidence`.
+            data, only, without, allow_identical: See :meth:`evidence`.
             null: The values that the null fixes, by name.
             alternative: The values that the alternative fixes; None leaves everything free.
             seed: Of starting points and simulations.
@@ -385,21 +387,24 @@ class Registry:
         Raises:
             EstimateError: when one of the fits fails. Others as :meth:`estimate`.
         """
-        return hypotheses.compare(self.evidence(data, allow_identical=allow_identical), null, alternative, seed=seed)
+        evidence = self.evidence(data, only=only, without=without, allow_identical=allow_identical)
+        return compare(evidence, null, alternative, seed=seed)
 
     def probabilities(
         self,
         data: Any,
-        points: Any = None,
+        hypotheses: Any = None,
         weights: Sequence[float] | Tensor | None = None,
         *,
+        only: Names | None = None,
+        without: Names | None = None,
         allow_identical: bool = False,
     ) -> dict[Any, float]:
         """Posterior probabilities of a discrete θ or of given points; see :func:`engine.hypotheses.probabilities`.
 
         Arguments:
-            data, allow_identical: See :meth:`evidence`.
-            points: Points θ by name, in a sequence, or as a tensor (H, P); None takes every value of a θ that is
+            data, only, without, allow_identical: See :meth:`evidence`.
+            hypotheses: Points θ by name, in a sequence, or as a tensor (H, P); None takes every value of a θ that is
                 all discrete.
             weights: Their prior weights, H numbers >= 0; equal by default, or the prior's for a discrete θ.
 
@@ -409,7 +414,8 @@ class Registry:
         Raises:
             EstimateError: when every hypothesis makes the data impossible. Others as :meth:`estimate`.
         """
-        return hypotheses.probabilities(self.evidence(data, allow_identical=allow_identical), points, weights)
+        evidence = self.evidence(data, only=only, without=without, allow_identical=allow_identical)
+        return probabilities(evidence, hypotheses, weights)
 
     def _provenance(self, evidence: Evidence) -> dict[str, Any]:
         return {

@@ -73,7 +73,7 @@ class ParameterEstimate:
     identified: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Estimate:
     """θ̂ with its information, covariance, status and the share of every plugin.
 

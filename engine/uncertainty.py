@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,12 +56,15 @@ class Interval(tuple[float, float]):
         self.low, self.high, self.level, self.method, self.at_bound = low, high, level, method, at_bound
         return self
 
+    def __getnewargs_ex__(self) -> tuple[tuple[float, float], dict[str, Any]]:
+        return (self.low, self.high), {"level": self.level, "method": self.method, "at_bound": self.at_bound}
+
     def __repr__(self) -> str:
         ends = f", at the bound: {', '.join(self.at_bound)}" if self.at_bound else ""
         return f"Interval({self.low:.6g}, {self.high:.6g}, level={self.level:g}, method='{self.method}'{ends})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Covariance:
     """A covariance matrix that says where it comes from and what it does not know.
 

@@ -1,1 +1,1 @@
-"""What people read: tables of estimates, plugins and comparisons."""
+"""What people read: tables of estimates."""

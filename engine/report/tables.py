@@ -46,7 +46,7 @@ def rounded(value: float, error: float) -> tuple[str, str]:
         return "—", "—"
     if not (math.isfinite(error) and error > 0):
         return f"{value:.6g}", "∞" if error == math.inf else "—"
-    digits = 1 - math.floor(math.log10(error))
+    digits = 1 - int(f"{error:.1e}".partition("e")[2])  # of the error as it will be shown: 0.0996 is 0.10
     size = max(abs(value), error)
     if 1e-4 <= size < 1e6 and digits < 8:
         places = max(0, digits)

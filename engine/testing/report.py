@@ -18,6 +18,10 @@ class Check:
         name: The check, as ``report[name]`` finds it.
         passed: Whether the modality passed; None where the check does not apply or could not judge.
         detail: What was seen; for a failure the rule, the value seen and the next step.
+
+    Example:
+        >>> Check("finite", True, "finite for 8 observations at 2 θ").passed
+        True
     """
 
     name: str
@@ -32,6 +36,11 @@ class Report:
     Arguments:
         modality: The class that was checked.
         checks: One :class:`Check` each, in the order they ran.
+
+    Example:
+        >>> report = Report("Decay", (Check("shape", True, "as asked"), Check("score", False, "no gradient")))
+        >>> report.passed, report["score"].detail
+        (False, 'no gradient')
     """
 
     modality: str
