@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -208,42 +208,20 @@ def _classify(
         known = covariance_of(J, at_fixed, floor, kind="observed", rank=rank)
     except EstimateError as error:
         return _failed(evidence, fixed, str(error), provenance)
-    others = _alternatives(evidence, solution, best)
-    null = tuple(
-        {name: float(v) for name, v in zip(space.names, direction.tolist(), strict=True) if v != 0.0}
-        for direction in known.null
-    )
-    if null:
-        others = [(t, S) for t, S in others if float(at.value[0]) - S > 1e-3]  # the rest lie on the same ridge
-        words = "; ".join(direction_text(d) for d in null)
-        status, reason = Status.NOT_IDENTIFIED, f"the data say nothing about {words}"
-    elif others:
-        status = Status.MULTIMODAL
-        reason = f"{len(others)} other {'maxima lie' if len(others) > 1 else 'maximum lies'} within 2ΔS = {_COMPETING:g} of this one"
-    elif odd := _misdescribed(evidence, theta, known, lower, upper):
-        status, null = Status.NOT_IDENTIFIED, tuple(direction for direction, _ in odd)
-        reason = "; ".join(why for _, why in odd)
-        known = known.without(space.indices(sorted({name for direction in null for name in direction})))
-    elif bounds:
-        status, reason = (
-            Status.AT_BOUND,
-            "held by " + ", ".join(f"the {side} bound of '{n}'" for n, side in bounds.items()),
-        )
-    else:
-        status, reason = Status.CONVERGED, "one maximum inside the bounds"
+    verdict = _judge(evidence, solution, best, known, bounds, lower, upper)
     fit = Estimate(
         parameters=space,
         theta=theta.clone(),
         information=J.clone(),
-        covariance=known.matrix,
+        covariance=known.without(space.indices(sorted({n for d in verdict.null for n in d}))).matrix,
         covariance_kind="observed",
-        status=status,
-        reason=reason,
+        status=verdict.status,
+        reason=verdict.reason,
         log_evidence=float(at.value[0]),
         contributions=evidence.contributions(theta),
-        null_directions=null,
+        null_directions=verdict.null,
         bounds=bounds,
-        alternatives=tuple(others),
+        alternatives=verdict.others,
         prior=evidence.prior,
         edm=float(solution.edm[best]),
         evaluations=int(solution.iterations[best]),
@@ -258,6 +236,45 @@ def _classify(
     object.__setattr__(fit, "covariance", asked.matrix)
     object.__setattr__(fit, "covariance_kind", asked.kind)
     return fit
+
+
+class _Verdict(NamedTuple):
+    status: Status
+    reason: str
+    null: tuple[dict[str, float], ...]
+    others: tuple[tuple[Tensor, float], ...]
+
+
+def _judge(
+    evidence: Evidence,
+    solution: Solution,
+    best: int,
+    known: Covariance,
+    bounds: Mapping[str, str],
+    lower: Tensor,
+    upper: Tensor,
+) -> _Verdict:
+    """What a maximum is worth: the first fault that applies, and the reason in words."""
+    names, top = evidence.parameters.names, float(solution.at.value[best])
+    null = tuple(
+        {name: float(v) for name, v in zip(names, direction.tolist(), strict=True) if v != 0.0}
+        for direction in known.null
+    )
+    others = tuple(_alternatives(evidence, solution, best))
+    if null:
+        words = "; ".join(direction_text(d) for d in null)
+        apart = tuple((t, S) for t, S in others if top - S > 1e-3)  # the rest lie on the same ridge
+        return _Verdict(Status.NOT_IDENTIFIED, f"the data say nothing about {words}", null, apart)
+    if others:
+        words = f"{len(others)} other {'maxima lie' if len(others) > 1 else 'maximum lies'}"
+        return _Verdict(Status.MULTIMODAL, f"{words} within 2ΔS = {_COMPETING:g} of this one", null, others)
+    if odd := _misdescribed(evidence, solution.theta[best], known, lower, upper):
+        reasons = "; ".join(why for _, why in odd)
+        return _Verdict(Status.NOT_IDENTIFIED, reasons, tuple(direction for direction, _ in odd), ())
+    if bounds:
+        words = ", ".join(f"the {side} bound of '{n}'" for n, side in bounds.items())
+        return _Verdict(Status.AT_BOUND, f"held by {words}", (), ())
+    return _Verdict(Status.CONVERGED, "one maximum inside the bounds", (), ())
 
 
 def _at_wall(evidence: Evidence, theta: Tensor, score: Tensor, lower: Tensor, upper: Tensor) -> bool:
