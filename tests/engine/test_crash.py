@@ -122,6 +122,10 @@ rng = random.Random(int(sys.argv[2]))
 root = home / "run"
 shutil.copytree(base, root)
 kills = appended = 0
+begun = time.perf_counter()
+for n in range(3):
+    append(root, "first", n, True, lambda folder: write_plugin(folder, modality(n)))
+typical = (time.perf_counter() - begun) / 3  # of this machine under its load, so that kills fall into appends
 shown = state(root)
 while kills < int(sys.argv[3]):
     def work():
@@ -131,7 +135,7 @@ while kills < int(sys.argv[3]):
             append(root, "first", n % 3, True, lambda folder: write_plugin(folder, modality(n % 3)))
     before = len(Ledger.open(root).history)
     child = forked(work)
-    time.sleep(rng.uniform(0.0, 0.15))
+    time.sleep(rng.uniform(0.0, 3.0 * typical))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     kills += 1
@@ -167,4 +171,4 @@ def test_a_kill_before_or_after_every_change_of_the_disk_leaves_old_or_new(tmp_p
 def test_a_hundred_kills_at_random_moments_leave_old_or_new(tmp_path):
     kills, appended = drive(RANDOM, tmp_path, 0, 100)
     assert kills == 100
-    assert appended > 20
+    assert appended > 10
