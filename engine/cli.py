@@ -12,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from zipfile import BadZipFile
 
 import typer
 from rich.console import Console, RenderableType
@@ -56,12 +57,21 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow small algebra a hundredfold
     try:
         app()
-    except EvidenceError as error:
-        Console(stderr=True, highlight=False).print(f"[bold red]evidence:[/] {escape(str(error))}", soft_wrap=True)
-        sys.exit(2)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except EvidenceError as error:
+        _refuse(str(error))
+    except (OSError, ValueError, MemoryError, BadZipFile) as error:
+        _refuse(f"{type(error).__name__}: {error}")
+
+
+def _refuse(message: str) -> None:
+    """Say what was wrong, without what a hostile name might tell the terminal, and exit with status 2."""
+    text = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in message)
+    console = Console(stderr=True, highlight=False, emoji=False)
+    console.print(f"[bold red]evidence:[/] {escape(text)}", soft_wrap=True)
+    sys.exit(2)
 
 
 def _console() -> Console:
@@ -94,9 +104,9 @@ def init(
     path: Annotated[Path, typer.Argument(help="The new workspace's folder.")] = Path("."),
     parameter: Annotated[
         list[str] | None,
-        typer.Option("--parameter", "-p", help="Such as 'H0 [km/s/Mpc] = Uniform(40, 100)'; repeat it."),
+        typer.Option("--parameter", "-p", help=r"Such as 'H0 \[km/s/Mpc] = Uniform(40, 100)'; repeat it."),
     ] = None,
-    source: Annotated[Path | None, typer.Option("--from", help="A TOML file with [[parameter]] blocks.")] = None,
+    source: Annotated[Path | None, typer.Option("--from", help=r"A TOML file with \[\[parameter]] blocks.")] = None,
 ) -> None:
     """Make a new workspace with its parameters."""
     from engine.registry import Registry
@@ -306,7 +316,7 @@ def estimate(
     else:
         parts = [estimate_group(fit, intervals)]
         if singles:
-            parts.append(subsets_table({**singles, "all together": fit}, "each plugin alone"))
+            parts += ["", subsets_table({**singles, "all together": fit}, "each plugin alone")]
         _print(*parts)
     raise typer.Exit(0 if fit.converged else 1)
 

@@ -48,8 +48,8 @@ def estimate(
     start: Mapping[str, float] | Tensor | None = None,
     fixed: Mapping[str, float] | None = None,
     covariance: str = "observed",
-    screen: int = 256,
-    polish: int = 4,
+    screen: int = 512,
+    polish: int = 8,
     seed: int = 0,
     provenance: Mapping[str, Any] | None = None,
 ) -> Estimate:
@@ -107,7 +107,7 @@ def estimate(
         )
     low, high = lower.clone(), upper.clone()
     low[idle] = high[idle] = starts[0, idle]
-    solution = maximise(evidence.derivatives, starts, low, high, space.scale)
+    solution = maximise(evidence.derivatives, starts, low, high, space.scale, value=evidence.value)
     return _classify(evidence, solution, fixed, low, high, idle, covariance, provenance)
 
 
@@ -125,7 +125,7 @@ def _starting_points(
     space = evidence.parameters
     P = len(space)
     cost = sum(n * evidence.modalities[name].event_shape.numel() for name, n in evidence.observations.lengths.items())
-    n = max(16, min(screen, 2**26 // max(1, cost)))
+    n = max(16, min(screen, 2**25 // max(1, cost)))
     u = torch.quasirandom.SobolEngine(P, scramble=True, seed=seed).draw(n, dtype=torch.float64)
     u = torch.cat([torch.full((1, P), 0.5, dtype=torch.float64), u.clamp(1e-9, 1 - 1e-9)])
     theta = space.quantile(u.numpy())
@@ -209,6 +209,7 @@ def _classify(
     except EstimateError as error:
         return _failed(evidence, fixed, str(error), provenance)
     verdict = _judge(evidence, solution, best, known, bounds, lower, upper)
+    notes = _notes(evidence, theta)
     fit = Estimate(
         parameters=space,
         theta=theta.clone(),
@@ -216,7 +217,7 @@ def _classify(
         covariance=known.without(space.indices(sorted({n for d in verdict.null for n in d}))).matrix,
         covariance_kind="observed",
         status=verdict.status,
-        reason=verdict.reason,
+        reason="; ".join([verdict.reason, *notes]),
         log_evidence=float(at.value[0]),
         contributions=evidence.contributions(theta),
         null_directions=verdict.null,
@@ -236,6 +237,23 @@ def _classify(
     object.__setattr__(fit, "covariance", asked.matrix)
     object.__setattr__(fit, "covariance_kind", asked.kind)
     return fit
+
+
+def _notes(evidence: Evidence, theta: Tensor) -> list[str]:
+    """What else a reader should know of an estimate."""
+    notes = [
+        f"S has a kink along '{name}' here: its errors depend on the side, profile intervals do not"
+        for name in evidence.check(theta)
+    ]
+    if evidence.prior:
+        for name, modality in evidence.modalities.items():
+            if modality.auxiliary:
+                notes += [
+                    f"'{p}' has both a prior and the auxiliary measurement '{name}': both count"
+                    for p in modality.parameter_names
+                    if (prior := evidence.parameters[p].prior) is not None and prior.family != "Uniform"
+                ]
+    return notes
 
 
 class _Verdict(NamedTuple):
@@ -274,7 +292,10 @@ def _judge(
     if bounds:
         words = ", ".join(f"the {side} bound of '{n}'" for n, side in bounds.items())
         return _Verdict(Status.AT_BOUND, f"held by {words}", (), ())
-    return _Verdict(Status.CONVERGED, "one maximum inside the bounds", (), ())
+    searched = len(solution.theta)
+    return _Verdict(
+        Status.CONVERGED, f"one maximum inside the bounds, from {searched} start{'s' * (searched > 1)}", (), ()
+    )
 
 
 def _at_wall(evidence: Evidence, theta: Tensor, score: Tensor, lower: Tensor, upper: Tensor) -> bool:
@@ -308,10 +329,12 @@ def _misdescribed(
         torch.cat([theta[None], torch.minimum(torch.maximum(theta + reach[:, None] * moves, lower), upper)])
     )
     drop, expected = S[0] - S[1:], 0.5 * reach**2
+    far = S[0] - evidence.value(torch.minimum(torch.maximum(theta + 3.0 * moves, lower), upper))
     out = []
     for k, move in enumerate(moves):
         other = (k + len(axes)) % len(moves)
         flat = bool(reach[k] > 0.3) and bool(drop[k] < 0.01 * expected[k])
+        flat |= bool(room[k].amin() >= 3.0) and bool(far[k] < 0.5)
         steep = k < len(axes) and all(bool(drop[i] > 25.0 * expected[i] + 0.01) for i in (k, other))
         if steep:  # across a curved valley, S falls as steeply although the valley's floor does not
             column = int((move / sd).abs().argmax())

@@ -18,6 +18,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -197,6 +198,7 @@ class Evidence:
             for term, part in zip(self._terms, parts, strict=True):
                 if not bool((part.detach() < torch.inf).all()):
                     term.refuse_bad(theta)
+            raise ModalityError("the sum of the scalars is not a number: they overflow; check for values near 1e308")
         return total
 
     def derivatives(self, theta: Tensor) -> Derivatives:
@@ -279,6 +281,59 @@ class Evidence:
             out["prior"] = Contribution(float(value[0]), score[0], information[0], 0)
         return out
 
+    def check(self, theta: Tensor) -> list[str]:
+        """Whether each plugin keeps its word where it matters: at an estimate.
+
+        An observation alone must score as it does among the others, and the scalar must move as its derivatives
+        say. A tenth of a standard error to either side, S must change by g h − ½ J h²; where the two sides differ from
+        each other, there is a kink, at which the curvature depends on the side.
+
+        Arguments:
+            theta: θ̂, shape (P,).
+
+        Returns:
+            The parameters along which some plugin has a kink, at most once each.
+
+        Raises:
+            ModalityError: for a plugin whose scalar depends on what it is evaluated with, or is not what its
+                derivatives are the derivatives of.
+        """
+        theta = self.parameters.tensor(theta)
+        total = self.derivatives(theta[None]).information[0].diagonal()
+        kinks: list[str] = []
+        for name, modality in self.modalities.items():
+            term = Term([name], [modality], self.parameters, self.observations)
+            local = theta[term.index[0]]
+            term.refuse_company(local)
+            at = term.derivatives(theta[None])
+            curvature = total[term.index[0]]
+            for j, parameter in enumerate(modality.parameter_names):
+                low, high = self.parameters[parameter].bounds
+                h = 0.1 / float(curvature[j].clamp_min(1e-300).sqrt())
+                part = 0.5 * float(curvature[j]) * h**2  # of S, so that a plugin that hardly matters hardly counts
+                if not (low <= float(local[j]) - h and float(local[j]) + h <= high) or float(at[3][0, 0]) > 1e-3 * part:
+                    continue
+                points = theta.repeat(2, 1)
+                points[:, term.index[0, j]] += torch.tensor([h, -h], dtype=torch.float64)
+                change = self._part(term, points) - at[0][0, 0]
+                g, J = float(at[1][0, 0, j]), float(at[2][0, 0, j, j])
+                up, down = (float(c) - s * g * h + 0.5 * J * h**2 for c, s in zip(change, (1, -1), strict=True))
+                if not math.isfinite(up + down):
+                    continue
+                if abs(up - down) > part:
+                    kinks += [] if parameter in kinks else [parameter]
+                elif abs(up + down) > 0.3 * part:
+                    raise ModalityError(
+                        f"the scalar of plugin '{name}' and its derivatives disagree along '{parameter}' at {float(local[j]):.6g}: "
+                        "a part of it is detached from θ, or a derivative is written wrongly; try engine.testing.check_modality"
+                    )
+        return kinks
+
+    @staticmethod
+    def _part(term: Term, theta: Tensor) -> Tensor:
+        with torch.no_grad():
+            return term.value(theta)[0]
+
     def scores(self, theta: Tensor) -> dict[str, Tensor]:
         """The score of every single observation at one point.
 
@@ -334,8 +389,7 @@ class Evidence:
                 total = torch.zeros(len(local), len(local), dtype=torch.float64)
                 for measured, count in masks:
                     given = {} if measured is None else {"measured": measured}
-                    one = modality.expected_information(local.to(term.dtype), **given)
-                    total += count * one.detach().to(torch.float64)
+                    total += count * _checked(name, modality, local.to(term.dtype), given)
             elif modality.has_simulator:
                 total = torch.cov(self._simulated_scores(term, local, masks, simulations, seed).T).reshape(
                     len(local), -1
@@ -370,10 +424,35 @@ class Evidence:
         step, rows = max(1, ELEMENTS // max(1, modality.event_shape.numel())), []
         for start in range(0, simulations, step):
             n = min(step, simulations - start)
-            x = modality.simulate(local.to(term.dtype).expand(n, -1), generator)
+            try:
+                x = modality.simulate(local.to(term.dtype).expand(n, -1), generator)
+                usable = x.shape == (n, *modality.event_shape) and bool(torch.isfinite(x).all())
+            except Exception as error:
+                raise ModalityError(f"{term.label} raised {type(error).__name__} in simulate: {error}") from error
+            if not usable:
+                raise ModalityError(
+                    f"simulate must return finite values of shape {(n, *modality.event_shape)}, got {tuple(x.shape)} from {term.label}"
+                )
             if masks[0][0] is not None:
                 weights = torch.tensor([float(count) for _, count in masks])
                 drawn = torch.multinomial(weights, n, replacement=True, generator=generator)
                 x = torch.where(torch.stack([m for m, _ in masks if m is not None])[drawn], x, torch.nan)
             rows.append(observation_scores(term, x, local))
         return torch.cat(rows)
+
+
+def _checked(name: str, modality: Modality, theta: Tensor, given: Mapping[str, Any]) -> Tensor:
+    """The expected information of one observation at local θ (P_m,), refused where it is no such matrix."""
+    try:
+        one = modality.expected_information(theta, **given)
+    except Exception as error:
+        raise ModalityError(
+            f"plugin '{name}' raised {type(error).__name__} in expected_information: {error}"
+        ) from error
+    P = len(theta)
+    if not isinstance(one, Tensor) or one.shape != (P, P) or not bool(torch.isfinite(one).all()):
+        seen = f"shape {tuple(one.shape)}" if isinstance(one, Tensor) else type(one).__name__
+        raise ModalityError(
+            f"expected_information must be finite and of shape ({P}, {P}), got {seen} from plugin '{name}'"
+        )
+    return one.detach().to(torch.float64)

@@ -9,11 +9,16 @@ imported it itself. Everything else needs ``trust=True``.
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
+import importlib.util
+import json
 import re
 import sys
 import types
 from importlib import metadata
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from torch import nn
 
@@ -187,7 +192,7 @@ def _refusal(reference: str, module: str, kind: str) -> str:
 
 
 def _entry_point(name: str) -> str:
-    points = list(metadata.entry_points(group=GROUP, name=name))
+    points = [p for p in metadata.entry_points(group=GROUP, name=name) if p.dist is not None and _roots(p.dist)]
     if not points:
         raise UntrustedError(
             f"a class must be named 'package.module:Name' or be an entry point of the group '{GROUP}', "
@@ -207,7 +212,43 @@ def _vouched(module: str) -> bool:
     def below(package: str) -> bool:
         return module == package or module.startswith(package + ".")
 
-    return any(map(below, _OURS)) or any(below(point.module) for point in metadata.entry_points(group=GROUP))
+    roots = [Path(__file__).resolve().parents[1]] if any(map(below, _OURS)) else []
+    for point in metadata.entry_points(group=GROUP):
+        if below(point.module) and point.dist is not None:
+            roots += _roots(point.dist)
+    origin = _origin(module) if roots else None
+    return origin is not None and any(origin.is_relative_to(root) for root in roots)
+
+
+def _roots(distribution: metadata.Distribution) -> list[Path]:
+    """Where a distribution's modules lie. One that lies in the current folder was not installed: a workspace may
+    hold whatever looks like it."""
+    place = Path(str(distribution.locate_file(""))).resolve()
+    if place == Path.cwd():
+        return []
+    source = json.loads(distribution.read_text("direct_url.json") or "{}")
+    editable = source.get("dir_info", {}).get("editable") and source.get("url", "").startswith("file://")
+    return [place, Path(unquote(urlsplit(source["url"]).path)).resolve()] if editable else [place]
+
+
+def _origin(module: str) -> Path | None:
+    """The file that importing a module would run, or has run, without running anything."""
+    file: str | None = None
+    if module in sys.modules:
+        file = getattr(sys.modules[module], "__file__", None)
+    else:
+        parts = module.split(".")
+        try:
+            spec = importlib.util.find_spec(parts[0])
+            for n in range(2, len(parts) + 1):
+                if spec is None:
+                    return None
+                places = list(spec.submodule_search_locations or [])
+                spec = importlib.machinery.PathFinder.find_spec(".".join(parts[:n]), places)
+        except (ImportError, ValueError):
+            return None
+        file = spec.origin if spec else None
+    return Path(file).resolve() if file else None
 
 
 def _belongs(found: Any) -> bool:

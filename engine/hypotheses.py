@@ -49,9 +49,9 @@ class Comparison:
         >>> theta = torch.tensor([0.0]), torch.tensor([2.0])
         >>> result = Comparison(2.0, 0.0455, "wilks", 1, *theta, reason="Wilks, 1 degree of freedom")
         >>> round(result.significance, 2)
-        1.69
+        2.0
         >>> print(result)
-        ΔS = 2.0000 nats, p = 0.0455 (1.69 σ): Wilks, 1 degree of freedom
+        ΔS = 2.0000 nats, p = 0.0455 (2.00 σ): Wilks, 1 degree of freedom
     """
 
     log_ratio: float
@@ -64,8 +64,12 @@ class Comparison:
 
     @property
     def significance(self) -> float | None:
-        """The one-sided normal quantile of the p-value, "number of sigmas"; None without a p-value."""
-        return None if self.p_value is None else float(scipy.stats.norm.isf(self.p_value))
+        """The p-value as a number of sigmas, never below 0: two-sided for Wilks' law, where it is √(2ΔS) with one
+        degree of freedom, else one-sided; None without a p-value."""
+        if self.p_value is None:
+            return None
+        tail = 0.5 * self.p_value if self.method == "wilks" else self.p_value
+        return max(0.0, float(scipy.stats.norm.isf(tail)))
 
     def __str__(self) -> str:
         p = "no p-value" if self.p_value is None else f"p = {self.p_value:.4g} ({self.significance:.2f} σ)"
@@ -96,7 +100,7 @@ def compare(
         >>> space = ParameterSpace([Parameter("mu")])
         >>> evidence = Evidence(space, {"a": Gaussian(parameter_names=("mu",), sd=1.0)}, {"a": [[2.0]]})
         >>> print(compare(evidence, {"mu": 0.0}))
-        ΔS = 2.0000 nats, p = 0.0455 (1.69 σ): Wilks, 1 degree of freedom
+        ΔS = 2.0000 nats, p = 0.0455 (2.00 σ): Wilks, 1 degree of freedom
     """
     if evidence.prior:
         raise EstimateError("a likelihood ratio leaves the prior out; build the evidence with prior=False")

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -18,6 +19,17 @@ from torch.distributions import constraints
 from engine.errors import ModalityError
 
 __all__ = ["Modality"]
+
+
+def _tensors(value: Any) -> Any:
+    """A configuration with numpy arrays as tensors, which is how they are kept."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return torch.from_numpy(value.copy())
+    if isinstance(value, dict):
+        return {key: _tensors(entry) for key, entry in value.items()}
+    if type(value) is tuple:
+        return tuple(_tensors(entry) for entry in value)
+    return [_tensors(entry) for entry in value] if type(value) is list else value
 
 
 class Modality(nn.Module):
@@ -82,7 +94,7 @@ class Modality(nn.Module):
                 configuration["*" + name] = value  # refused when written: it has no name to be given again by
             else:
                 configuration[name] = value
-        object.__setattr__(self, "_configuration", configuration)
+        object.__setattr__(self, "_configuration", _tensors(configuration))
         return self
 
     def __init__(self, parameter_names: Sequence[str], event_shape: Sequence[int] = ()) -> None:

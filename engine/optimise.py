@@ -57,6 +57,26 @@ class Solution:
     converged: Tensor
     iterations: Tensor
 
+    def replaced(self, rows: Tensor, other: Solution) -> Solution:
+        """The same with some rows taken from another solution, where that is higher.
+
+        Arguments:
+            rows: Which rows, shape (k,).
+            other: Their new ends, k of them.
+        """
+        use = other.at.value > self.at.value[rows]
+        rows, pick = rows[use], use.nonzero()[:, 0]
+
+        def mixed(old: Tensor, new: Tensor) -> Tensor:
+            out = old.clone()
+            out[rows] = new[pick]
+            return out
+
+        at = Derivatives(*(mixed(getattr(self.at, f), getattr(other.at, f)) for f in self.at.__dataclass_fields__))
+        names = ("theta", "edm", "converged", "iterations")
+        theta, edm, converged, spent = (mixed(getattr(self, f), getattr(other, f)) for f in names)
+        return Solution(theta, at, edm, converged, spent)
+
     def row(self, k: int) -> Solution:
         """Search k alone, as K = 1."""
         one = slice(k, k + 1)
@@ -67,6 +87,20 @@ class Solution:
 def held(theta: Tensor, score: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Which components sit on a bound that the score pushes against, or cannot move at all."""
     return ((theta <= lower) & (score < 0)) | ((theta >= upper) & (score > 0)) | (lower >= upper)
+
+
+def _usable(at: Derivatives) -> Derivatives:
+    """Points with a value of −∞, or derivatives that overflow, as places that no search may enter."""
+    fine = torch.isfinite(at.value) & torch.isfinite(at.score).all(-1) & torch.isfinite(at.information).all(-1).all(-1)
+    if bool(fine.all()):
+        return at
+    eye = torch.eye(at.score.shape[-1], dtype=at.score.dtype)
+    return Derivatives(
+        torch.where(fine, at.value, -torch.inf),
+        torch.where(fine[:, None], at.score, 0.0),
+        torch.where(fine[:, None, None], at.information, eye),
+        torch.where(fine, at.resolution, 0.0),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +170,7 @@ def maximise(
     upper: Tensor,
     scale: Tensor,
     *,
+    value: Callable[[Tensor], Tensor] | None = None,
     iterations: int = 500,
 ) -> Solution:
     """The local maxima that Newton steps reach from K starts, each inside its own box.
@@ -145,6 +180,8 @@ def maximise(
         start: Shape (K, P), finite and inside the bounds.
         lower, upper: Bounds, shape (K, P) or (P,); equal ones hold a component fixed.
         scale: A typical size of each component, shape (P,): used only where curvature says nothing.
+        value: Maps θ (k, P) to the value alone. Where given, what looks like a maximum is probed on both sides along
+            each component: at a kink, such as piecewise interpolation has, derivatives tell of one side only.
         iterations: Evaluations a row may use.
 
     Returns:
@@ -159,10 +196,47 @@ def maximise(
         >>> [round(v, 9) for v in found.theta[:, 0].tolist()], found.converged.tolist()
         ([1.0, 2.0], [True, True])
     """
+    solution = _climb(function, start, lower, upper, scale, iterations)
+    for _ in range(4):
+        if value is None or (better := _probe(value, solution, lower, upper, scale)) is None:
+            break
+        rows, begin = better
+        low, high = lower.expand(start.shape)[rows], upper.expand(start.shape)[rows]
+        solution = solution.replaced(rows, _climb(function, begin, low, high, scale, iterations))
+    return solution
+
+
+def _probe(
+    value: Callable[[Tensor], Tensor], solution: Solution, lower: Tensor, upper: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """Rows beside whose maxima, a twentieth of a standard error along some component, S is higher; and where."""
+    rows = solution.converged.nonzero()[:, 0]
+    if not len(rows):
+        return None
+    theta, P = solution.theta[rows], solution.theta.shape[1]
+    low, high = (t.expand(solution.theta.shape)[rows] for t in (lower, upper))
+    curvature = solution.at.information[rows].diagonal(dim1=-2, dim2=-1).abs()
+    step = torch.diag_embed(0.05 / torch.maximum(curvature, 1e-8 / scale**2).sqrt())
+    trial = torch.cat([theta[:, None] + step, theta[:, None] - step], 1)
+    trial = torch.minimum(torch.maximum(trial, low[:, None]), high[:, None])
+    gain = value(trial.reshape(-1, P)).reshape(len(rows), 2 * P) - solution.at.value[rows][:, None]
+    most, side = gain.max(-1)
+    up = most > 1e-6 + 16.0 * solution.at.resolution[rows]
+    return (rows[up], trial[up, side[up]]) if bool(up.any()) else None
+
+
+def _climb(
+    function: Callable[[Tensor], Derivatives],
+    start: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    scale: Tensor,
+    iterations: int,
+) -> Solution:
     K, P = start.shape
     lower, upper = lower.expand(K, P), upper.expand(K, P)
     theta = torch.minimum(torch.maximum(start, lower), upper).clone()
-    at = function(theta)
+    at = _usable(function(theta))
     value, score, information, resolution = (
         at.value.clone(),
         at.score.clone(),
@@ -197,7 +271,7 @@ def maximise(
             continue
         with small_work(K * P * P):
             trial = model.step(theta[live], lower[live], upper[live], damping[live])
-        new = function(trial)
+        new = _usable(function(trial))
         spent[live] += 1
         with small_work(K * P * P):
             new_model = _Model.of(trial, new, lower[live], upper[live], scale)

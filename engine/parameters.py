@@ -61,6 +61,8 @@ class Parameter:
             raise ParameterError(
                 f"a parameter's name is text without spaces, quotes, commas, semicolons or '=', got {name!r}"
             )
+        if not (unit + (label or "")).isprintable():
+            raise ParameterError(f"parameter '{name}': unit and label must be printable, got {unit!r} and {label!r}")
         self.name = name
         try:
             self.prior = prior if prior is None or isinstance(prior, Prior) else Prior(prior)

@@ -117,8 +117,24 @@ class Prior:
             return torch.where(inside, 0.0 * value - math.log(high - low), -math.inf)
         open_at_zero = self.family == "LogNormal"
         usable = inside & (value > 0) if open_at_zero else inside
+        if self.family in ("Beta", "Gamma"):
+            return torch.where(inside, self._powers(torch.where(inside, value, self.quantile(0.5))), -math.inf)
         safe = torch.where(usable, value, self.quantile(0.5))  # keeps NaN out of the gradient
         return torch.where(usable, self._torch.log_prob(safe), -math.inf)
+
+    def _powers(self, value: torch.Tensor) -> torch.Tensor:
+        """Beta and Gamma, without the terms that a concentration of 1 cancels: 0 · log 0 has no derivative."""
+        if self.family == "Gamma":
+            c, rate = self.arguments["concentration"], self.arguments["rate"]
+            terms = [(c, value, c * math.log(rate) - math.lgamma(c) - rate * value)]
+        else:
+            a, b = self.arguments["concentration1"], self.arguments["concentration0"]
+            constant = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+            terms = [(a, value, constant + 0.0 * value), (b, 1.0 - value, 0.0 * value)]
+        total = torch.zeros_like(value)
+        for concentration, base, rest in terms:
+            total = total + rest + ((concentration - 1.0) * base.log() if concentration != 1.0 else 0.0)
+        return total
 
     def quantile(self, u: float | np.ndarray, low: float = -math.inf, high: float = math.inf) -> Any:
         """The value below which a fraction of the prior lies.

@@ -63,7 +63,7 @@ def profiled(
     low[rows, columns] = high[rows, columns] = values
     theta = theta.clone()
     theta[rows, columns] = values
-    solution = maximise(evidence.derivatives, theta, low, high, scale)
+    solution = maximise(evidence.derivatives, theta, low, high, scale, value=evidence.value)
     fine = solution.converged | (solution.edm < 1e-6) | torch.isinf(solution.at.value)
     return solution.at.value, solution.at.score[rows, columns], solution.theta, fine
 
@@ -109,7 +109,7 @@ def profile_at(
         t[:, columns] = values
     out = []
     for part in zip(start.split(_ROWS), low.split(_ROWS), high.split(_ROWS), strict=True):
-        solution = maximise(evidence.derivatives, *part, scale)
+        solution = maximise(evidence.derivatives, *part, scale, value=evidence.value)
         fine = solution.converged | (solution.edm < 1e-6) | torch.isinf(solution.at.value)
         if not bool(fine.all()):
             row = part[0][int((~fine).nonzero()[0]), columns].tolist()
@@ -237,7 +237,7 @@ class _End:
         # D ≈ 2 |g| δ + J δ²: the first term is there where the maximum sits on a bound
         push = abs(float(at.score[0, column]))
         curvature = 1.0 / variance if known else max(0.0, float(at.information[0, column, column]))
-        flat = push * scale < 1e-12 and curvature * scale**2 < 1e-12
+        flat = not known and push * scale < 1e-12 and curvature * scale**2 < 1e-12
         self.width = scale if flat else target**2 / (push + math.sqrt(push**2 + curvature * target**2))
         self.step = min(self.width, self.reach)
         #: how the other components follow, per unit of this one, from the last conditional maximum on

@@ -333,8 +333,8 @@ class Registry:
         covariance: str = "observed",
         start: Mapping[str, float] | Tensor | None = None,
         fixed: Mapping[str, float] | None = None,
-        screen: int = 256,
-        polish: int = 4,
+        screen: int = 512,
+        polish: int = 8,
         seed: int = 0,
         allow_identical: bool = False,
     ) -> Estimate:

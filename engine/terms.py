@@ -10,6 +10,7 @@ References:
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -95,23 +96,26 @@ class Term:
 
     def scalars(self, x: Tensor, theta: Tensor) -> Tensor:
         """s of shape (G, K, B) in the plugin's own dtype, from x (G, 1, B, *event), θ (G, K, 1, P_m)."""
+        version = x._version
         try:
             s = self._call(x, theta.to(self.dtype))
         except EvidenceError as error:
-            raise type(error)(f"{self._label()}: {error}") from error
-        except Exception as error:
-            raise ModalityError(f"{self._label()} raised {type(error).__name__} in log_evidence: {error}") from error
+            raise type(error)(f"{self.label}: {error}") from error
+        except (Exception, SystemExit, GeneratorExit) as error:
+            raise ModalityError(f"{self.label} raised {type(error).__name__} in log_evidence: {error}") from error
+        if x._version != version:
+            raise ModalityError(f"{self.label} changed its data in place; log_evidence must leave x as it is")
         if not isinstance(s, Tensor):
-            raise ModalityError(f"log_evidence must return a torch.Tensor, got {_what(s)} from {self._label()}")
+            raise ModalityError(f"log_evidence must return a torch.Tensor, got {_what(s)} from {self.label}")
         if s.shape != (expected := (x.shape[0], theta.shape[1], x.shape[2])):
             raise ModalityError(
                 f"log_evidence must return one scalar for each (x, θ), here of shape {expected[1:]} for x "
-                f"{tuple(x.shape[1:])} and θ {(*theta.shape[1:],)}, got {tuple(s.shape[1:])} from {self._label()}; "
+                f"{tuple(x.shape[1:])} and θ {(*theta.shape[1:],)}, got {tuple(s.shape[1:])} from {self.label}; "
                 "sum over the event's axes only"
             )
         if s.dtype is not torch.float64 and s.dtype is not torch.float32:
             raise ModalityError(
-                f"log_evidence must return float32 or float64, got {s.dtype} from {self._label()}; "
+                f"log_evidence must return float32 or float64, got {s.dtype} from {self.label}; "
                 "sums of it would lose the digits that matter"
             )
         return s
@@ -134,6 +138,23 @@ class Term:
                         f"observation {start + i}; return −∞ where θ is impossible, or narrow the parameter's bounds"
                     )
             start += x.shape[2]
+
+    def refuse_company(self, local: Tensor) -> None:
+        """Compare up to three observations scored alone with the same among the others, at one local θ (P_m,)."""
+        x = next(iter(self.blocks()))
+        if x.shape[2] < 2:
+            return
+        with torch.no_grad():
+            together = self.scalars(x, local[None, None, None])[0, 0].to(torch.float64)
+            for i in sorted({0, x.shape[2] // 2, x.shape[2] - 1}):
+                alone = float(self.scalars(x[:, :, i : i + 1], local[None, None, None])[0, 0, 0])
+                seen = float(together[i])
+                digits = 1e-4 if self.dtype == torch.float32 else 1e-8
+                if math.isfinite(alone) and abs(alone - seen) > digits * (1.0 + abs(alone)):
+                    raise ModalityError(
+                        f"{self.label} scores observation {i} by {alone:.9g} alone and by {seen:.9g} among {x.shape[2]}; "
+                        "each (x, θ) must be scored by itself: no sums, means or normalisation over the batch"
+                    )
 
     def value(self, theta: Tensor) -> Tensor:
         """Σ_i s (G, K) at θ (K, P)."""
@@ -167,7 +188,7 @@ class Term:
             total = s.to(torch.float64).sum(-1)
             if not total.requires_grad:
                 raise ModalityError(
-                    f"the scalar of {self._label()} is detached from θ: it has no gradient; "
+                    f"the scalar of {self.label} is detached from θ: it has no gradient; "
                     "keep to torch operations, without .detach(), .item() or .numpy() on the way"
                 )
             finite = torch.isfinite(total.detach())  # the rest is −∞, or refused with the value
@@ -179,7 +200,7 @@ class Term:
         information = 0.5 * (information + information.mT)
         score = score.detach()
         for what, values in (("score", score), ("second derivative", information)):
-            bad = ~torch.isfinite(values) & finite.reshape(*finite.shape, *[1] * (values.dim() - 2))
+            bad = torch.isnan(values) & finite.reshape(*finite.shape, *[1] * (values.dim() - 2))
             if bool(bad.any()):
                 at = bad.nonzero()[0].tolist()
                 point = ", ".join(f"{v:.6g}" for v in local[at[0], at[1]].tolist())
@@ -194,7 +215,8 @@ class Term:
         """s of single pairs: x (B, *event), θ (B, P_m) -> (B,)."""
         return self.scalars(x[None, None], theta[None, None, :])[0, 0]
 
-    def _label(self) -> str:
+    @property
+    def label(self) -> str:
         return f"plugin{'s' * (len(self.names) > 1)} {', '.join(repr(n) for n in self.names)}"
 
     def _chunk(self, x: Tensor) -> int:

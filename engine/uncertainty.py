@@ -61,7 +61,7 @@ class Interval(tuple[float, float]):
 
     def __repr__(self) -> str:
         ends = f", at the bound: {', '.join(self.at_bound)}" if self.at_bound else ""
-        return f"Interval({self.low:.6g}, {self.high:.6g}, level={self.level:g}, method='{self.method}'{ends})"
+        return f"Interval({self.low:.9g}, {self.high:.9g}, level={self.level:g}, method='{self.method}'{ends})"
 
 
 @dataclass(frozen=True, eq=False)

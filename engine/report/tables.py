@@ -185,7 +185,7 @@ def subsets_table(fits: Mapping[str, Estimate], title: str) -> Table:
     table.add_column("plugins")
     for name in names:
         table.add_column(escape(name), justify="right")
-    table.add_column("status")
+    table.add_column("status", no_wrap=True)
     table.add_column("not identified")
     for label, fit in fits.items():
         cells = []

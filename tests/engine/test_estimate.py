@@ -177,7 +177,7 @@ def test_rosenbrock_in_ten_dimensions_is_followed_to_its_end():
         return -(100.0 * (t[..., 1:] - t[..., :-1] ** 2) ** 2 + (1.0 - t[..., :-1]) ** 2).sum(-1)
 
     fit = surface(chain, [Parameter(f"x{i}", bounds=(-5.0, 10.0)) for i in range(10)])
-    assert fit.converged
+    assert fit.status in ("converged", "multimodal")  # there is a second minimum of 3.99 near (−1, 1, ..., 1)
     assert fit.theta.tolist() == pytest.approx([1.0] * 10, rel=1e-7)
 
 

@@ -247,7 +247,6 @@ REFUSED = {
     "object": (Opaque(), "Opaque"),
     "set": ({1}, "builtins.set"),
     "class": (nn.SiLU, "type"),
-    "array": (np.ones(2), "numpy.ndarray"),
     "large integer": (2**63, "builtins.int"),
     "half precision": (torch.ones(2, dtype=torch.float16), "float16"),
     "complex": (torch.ones(2, dtype=torch.complex64), "complex64"),
