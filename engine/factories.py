@@ -9,7 +9,6 @@ imported it itself. Everything else needs ``trust=True``.
 from __future__ import annotations
 
 import importlib
-import importlib.machinery
 import importlib.util
 import json
 import re
@@ -233,21 +232,22 @@ def _roots(distribution: metadata.Distribution) -> list[Path]:
 
 def _origin(module: str) -> Path | None:
     """The file that importing a module would run, or has run, without running anything."""
-    file: str | None = None
     if module in sys.modules:
         file = getattr(sys.modules[module], "__file__", None)
-    else:
-        parts = module.split(".")
-        try:
-            spec = importlib.util.find_spec(parts[0])
-            for n in range(2, len(parts) + 1):
-                if spec is None:
-                    return None
-                places = list(spec.submodule_search_locations or [])
-                spec = importlib.machinery.PathFinder.find_spec(".".join(parts[:n]), places)
-        except (ImportError, ValueError):
-            return None
-        file = spec.origin if spec else None
+        return Path(file).resolve() if file else None
+    first, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(first)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    file, places = spec.origin, [Path(place) for place in spec.submodule_search_locations or ()]
+    for part in rest:  # as the import system would look, which cannot be asked without importing the parents
+        found = [f for place in places for f in (place / part / "__init__.py", place / f"{part}.py") if f.is_file()]
+        folders = [place / part for place in places if (place / part).is_dir()]
+        file = str(found[0]) if found else None
+        places = [found[0].parent] if found and found[0].name == "__init__.py" else ([] if found else folders)
     return Path(file).resolve() if file else None
 
 

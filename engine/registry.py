@@ -135,7 +135,7 @@ class Registry:
             name: Letters, digits, ``-`` and ``_``; new, unless ``supersede``.
             modality: The instance; its configuration and weights are written to ``plugins/``.
             parameters: Parameters that the plugin brings along. One that is there already must agree.
-            observations: The plugin's own data, shape (N, *event_shape), used where a query gives none.
+            observations: The plugin's own data, shape (N, *event_shape), used by queries that give no data at all.
             supersede: Put it in the place of the plugin of this name, which stays in the history.
             code: A Python file that defines the modality's class, to be shipped in the plugin's folder. It
                 is run by nobody who does not say ``trust=True``.
