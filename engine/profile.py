@@ -159,7 +159,7 @@ def profile_intervals(
         >>> box = (space.lower, space.upper, space.scale)
         >>> theta, maximum = torch.zeros(2).double(), float(evidence.value(torch.zeros(1, 2))[0])
         >>> profile_intervals(evidence, theta, maximum, pair.covariance, [1], *box, level=0.95)
-        [Interval(-1.95996, 1.95996, level=0.95, method='profile')]
+        [Interval(-1.95996398, 1.95996398, level=0.95, method='profile')]
     """
     target = math.sqrt(float(scipy.stats.chi2.ppf(level, 1)))
     at = evidence.derivatives(theta[None])

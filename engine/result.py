@@ -105,7 +105,7 @@ class Estimate:
         >>> fit.converged, fit["mu"].identified, round(fit.sd.item(), 6)
         (True, True, 1.414214)
         >>> fit.interval("mu", level=0.95)
-        Interval(-0.771808, 4.77181, level=0.95, method='profile')
+        Interval(-0.771807649, 4.77180765, level=0.95, method='profile')
     """
 
     parameters: ParameterSpace

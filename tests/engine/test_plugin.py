@@ -268,14 +268,6 @@ def test_a_value_that_cannot_be_written_is_refused_by_its_place(value, words, tm
     assert list(tmp_path.iterdir()) == []
 
 
-class Changing(Gaussian):
-    """Adds to the list that it is given."""
-
-    def __init__(self, steps):
-        super().__init__()
-        steps.append(len(steps))
-
-
 class Growing(Gaussian):
     """Has a buffer that __init__ does not make."""
 
@@ -304,7 +296,6 @@ def grown():
 @pytest.mark.parametrize(
     ("modality", "words"),
     [
-        (lambda: Changing([0]), "same configuration"),
         (grown, "late"),
         (lambda: Many(1.0, 2.0), r"\*sds"),
         (hooked, "forward hooks"),
