@@ -68,15 +68,19 @@ def main() -> None:
 
 def _refuse(message: str) -> None:
     """Say what was wrong, without what a hostile name might tell the terminal, and exit with status 2."""
-    text = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in message)
     console = Console(stderr=True, highlight=False, emoji=False)
-    console.print(f"[bold red]evidence:[/] {escape(text)}", soft_wrap=True)
+    console.print(f"[bold red]evidence:[/] {_safe(message)}", soft_wrap=True)
     sys.exit(2)
 
 
+def _safe(text: str) -> str:
+    """Text from a file for a terminal: no markup, no control characters."""
+    return escape("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text))
+
+
 def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=130)
+    console = Console(highlight=False, emoji=False)
+    return console if console.is_terminal else Console(highlight=False, emoji=False, width=130)
 
 
 def _print(*parts: RenderableType) -> None:
@@ -140,16 +144,16 @@ def list_(workspace: Workspace = Path("."), as_json: AsJson = False) -> None:
         parameters.add_column(column)
     for p in registry.parameters:
         low, high = p.bounds
-        parameters.add_row(escape(p.name), escape(p.unit), str(p.prior or "flat"), f"({low:g}, {high:g})")
+        parameters.add_row(_safe(p.name), _safe(p.unit), str(p.prior or "flat"), f"({low:g}, {high:g})")
     plugins = Table(box=box.SIMPLE_HEAD, title="plugins", title_justify="left")
     for column in ("name", "factory", "parameters", "content", "appended"):
         plugins.add_column(column)
     for e in registry.plugins.values():
         names = ", ".join(e.parameters[:6]) + (f" and {len(e.parameters) - 6} more" if len(e.parameters) > 6 else "")
         plugins.add_row(
-            escape(e.name),
-            escape(e.factory),
-            escape(names),
+            _safe(e.name),
+            _safe(e.factory),
+            _safe(names),
             e.content.removeprefix("sha256:")[:12],
             str(e.appended.date()),
         )
@@ -178,13 +182,13 @@ def show(
     name: Annotated[str, typer.Argument(help="The plugin.")], workspace: Workspace = Path("."), as_json: AsJson = False
 ) -> None:
     """Show what a plugin is, without running any of its code."""
-    from engine.plugin import describe, read_observations
+    from engine.arrays import array_headers
+    from engine.plugin import describe
 
     registry = _open(workspace)
     folder = registry.folder(name)
     entry, info = registry.plugins[name], describe(folder)
-    own = read_observations(folder)
-    x = None if own is None else tuple(own.shape)
+    x = array_headers(folder / "observations.zarr")["x"].shape if info.has_observations else None
     versions = [e for e in registry.history if e.name == name]
     if as_json:
         _print_json(
@@ -219,7 +223,7 @@ def show(
         "configuration": "\n".join(f"{k} = {_tidy(v)}" for k, v in info.configuration.items()),
     }
     for key, value in rows.items():
-        table.add_row(f"[bold]{key}[/]", escape(value))
+        table.add_row(f"[bold]{key}[/]", _safe(value))
     _print(table)
 
 
