@@ -48,8 +48,8 @@ def estimate(
     start: Mapping[str, float] | Tensor | None = None,
     fixed: Mapping[str, float] | None = None,
     covariance: str = "observed",
-    screen: int = 512,
-    polish: int = 8,
+    screen: int = 1024,
+    polish: int = 24,
     seed: int = 0,
     provenance: Mapping[str, Any] | None = None,
 ) -> Estimate:
@@ -61,7 +61,7 @@ def estimate(
         fixed: Parameters to hold, by name.
         covariance: The kind to report; see :meth:`Estimate.uncertainty`.
         screen: How many points of the prior are tried by value alone (fewer for very many observations).
-        polish: How many of the best are polished.
+        polish: How many of the best are polished (fewer for very many observations).
         seed: Of the screening points.
         provenance: What to carry along.
 
@@ -126,6 +126,7 @@ def _starting_points(
     P = len(space)
     cost = sum(n * evidence.modalities[name].event_shape.numel() for name, n in evidence.observations.lengths.items())
     n = max(16, min(screen, 2**25 // max(1, cost)))
+    polish = max(1, min(polish, max(4, 2**22 // max(1, cost))))
     u = torch.quasirandom.SobolEngine(P, scramble=True, seed=seed).draw(n, dtype=torch.float64)
     u = torch.cat([torch.full((1, P), 0.5, dtype=torch.float64), u.clamp(1e-9, 1 - 1e-9)])
     theta = space.quantile(u.numpy())

@@ -320,9 +320,11 @@ class Evidence:
                 up, down = (float(c) - s * g * h + 0.5 * J * h**2 for c, s in zip(change, (1, -1), strict=True))
                 if not math.isfinite(up + down):
                     continue
-                if abs(up - down) > part:
+                if max(abs(up), abs(down)) < 0.15 * part:
+                    continue
+                if abs(up - down) > 0.5 * (abs(up) + abs(down)):  # the sides differ
                     kinks += [] if parameter in kinks else [parameter]
-                elif abs(up + down) > 0.3 * part:
+                else:
                     raise ModalityError(
                         f"the scalar of plugin '{name}' and its derivatives disagree along '{parameter}' at {float(local[j]):.6g}: "
                         "a part of it is detached from θ, or a derivative is written wrongly; try engine.testing.check_modality"

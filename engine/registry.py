@@ -333,8 +333,8 @@ class Registry:
         covariance: str = "observed",
         start: Mapping[str, float] | Tensor | None = None,
         fixed: Mapping[str, float] | None = None,
-        screen: int = 512,
-        polish: int = 8,
+        screen: int = 1024,
+        polish: int = 24,
         seed: int = 0,
         allow_identical: bool = False,
     ) -> Estimate:
