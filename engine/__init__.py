@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from engine.constraints import Ball, Linear, PositiveSemidefinite, Simplex
     from engine.errors import (
         ContractError,
         EstimateError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from engine.uncertainty import Covariance, Interval
 
 __all__ = [
+    "Ball",
     "Comparison",
     "ContractError",
     "Contribution",
@@ -39,6 +41,7 @@ __all__ = [
     "Evidence",
     "EvidenceError",
     "Interval",
+    "Linear",
     "Modality",
     "ModalityError",
     "ObservationError",
@@ -47,8 +50,10 @@ __all__ = [
     "ParameterError",
     "ParameterEstimate",
     "ParameterSpace",
+    "PositiveSemidefinite",
     "Registry",
     "RegistryError",
+    "Simplex",
     "Status",
     "TamperedError",
     "UnknownPluginError",
@@ -56,6 +61,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Ball": "constraints",
     "Comparison": "hypotheses",
     "Contribution": "evidence",
     "Covariance": "uncertainty",
@@ -63,12 +69,15 @@ _HOME = {
     "Estimate": "result",
     "Evidence": "evidence",
     "Interval": "uncertainty",
+    "Linear": "constraints",
     "Modality": "modality",
     "Observations": "observations",
     "Parameter": "parameters",
     "ParameterEstimate": "result",
     "ParameterSpace": "parameters",
+    "PositiveSemidefinite": "constraints",
     "Registry": "registry",
+    "Simplex": "constraints",
     "Status": "result",
 }  # every other public name is an error
 

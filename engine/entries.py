@@ -13,13 +13,25 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
+from engine.constraints import Ball, PositiveSemidefinite, SpaceConstraint, constraint_from_toml
 from engine.errors import RegistryError, TamperedError
 from engine.files import inline, parse_toml
 from engine.parameters import Parameter
 
-__all__ = ["HEADER", "NAME", "ParameterEntry", "PluginEntry", "block", "digests", "parse"]
+__all__ = [
+    "HEADER",
+    "NAME",
+    "ConstraintEntry",
+    "Entry",
+    "ParameterEntry",
+    "PluginEntry",
+    "block",
+    "check_size",
+    "digests",
+    "parse",
+]
 
 #: The first lines of every ledger.
 HEADER = b"""\
@@ -33,8 +45,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _BLOCK_BYTES = 64 * 2**10
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 _SEAL = re.compile(rb'^seal = "(sha256:[0-9a-f]{64})"\n', re.MULTILINE)
-_OPENING = re.compile(rb"\n\[\[(parameter|plugin)\]\]\n")
-_BLOCK_NAME = re.compile(rb'^name = "([^"\n]{1,100})"$', re.MULTILINE)
+_OPENING = re.compile(rb"\n\[\[(parameter|plugin|constraint)\]\]\n")
+_BLOCK_NAME = re.compile(rb'^name = "([^"\n]{1,100})', re.MULTILINE)
+_MOST_CONSTRAINTS = 4096
+_MOST_NUMBERS = 2**24
 _PLUGIN_FIELDS = {"name", "folder", "content", "parameters", "factory", "appended"}
 
 
@@ -54,6 +68,29 @@ class ParameterEntry:
     """
 
     parameter: Parameter
+    seal: str
+    line: int
+
+
+@dataclass(frozen=True)
+class ConstraintEntry:
+    """A ``[[constraint]]`` block.
+
+    Attributes:
+        constraint: What it declares, of parameters that are declared before it.
+        seal, line: As in :class:`ParameterEntry`.
+
+    Example:
+        >>> from engine import Ball
+        >>> data = HEADER
+        >>> for name in ("S", "C"):
+        ...     data += block("parameter", Parameter(name).to_toml(), data)
+        >>> *_, entry = parse(data + block("constraint", Ball(["S", "C"]).to_toml(), data))
+        >>> entry.constraint
+        Ball(‖(S, C)‖ ≤ 1)
+    """
+
+    constraint: SpaceConstraint
     seal: str
     line: int
 
@@ -96,10 +133,15 @@ class PluginEntry:
     line: int
 
 
-def digests(entries: Sequence[ParameterEntry | PluginEntry]) -> list[str]:
+#: Any of the blocks of a ledger.
+Entry: TypeAlias = ParameterEntry | ConstraintEntry | PluginEntry
+
+
+def digests(entries: Sequence[Entry]) -> list[str]:
     """The digest before the first entry and after each one.
 
-    A digest names the parameters and the plugins in force, whatever the order in which they came.
+    A digest names the parameters, what constrains them and the plugins in force, whatever the order in which they
+    came. Labels and the names of constraints, which change no answer, are not part of it.
 
     Arguments:
         entries: The N entries of a ledger, in order.
@@ -114,21 +156,25 @@ def digests(entries: Sequence[ParameterEntry | PluginEntry]) -> list[str]:
     """
     declared: dict[str, Any] = {}
     plugins: dict[str, str] = {}
-    found = [_digest(declared, plugins)]
+    constraints: list[str] = []
+    found = [_digest(declared, plugins, constraints)]
     for entry in entries:
         if isinstance(entry, PluginEntry):
             plugins[entry.name] = entry.content
+        elif isinstance(entry, ConstraintEntry):
+            constraints.append(entry.constraint.meaning())
         else:
             table = entry.parameter.to_toml()
             del table["label"]  # for figures: two that differ in it alone agree, and the first one stays
             table["bounds"] = [bound + 0.0 for bound in table["bounds"]]  # -0.0 equals 0.0
             declared[entry.parameter.name] = table
-        found.append(_digest(declared, plugins))
+        found.append(_digest(declared, plugins, constraints))
     return found
 
 
-def _digest(declared: Mapping[str, Any], plugins: Mapping[str, str]) -> str:
-    text = json.dumps([declared, plugins], sort_keys=True, separators=(",", ":"))
+def _digest(declared: Mapping[str, Any], plugins: Mapping[str, str], constraints: Sequence[str]) -> str:
+    parts = [declared, plugins, sorted(constraints)] if constraints else [declared, plugins]
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -136,7 +182,7 @@ def block(kind: str, fields: Mapping[str, Any], before: bytes) -> bytes:
     """A block with its seal.
 
     Arguments:
-        kind: "parameter" or "plugin".
+        kind: "parameter", "constraint" or "plugin".
         fields: Plain values; one of them is the name.
         before: Every byte of the ledger so far.
 
@@ -164,7 +210,43 @@ def block(kind: str, fields: Mapping[str, Any], before: bytes) -> bytes:
     return body + b'seal = "sha256:%s"\n' % hashlib.sha256(before + body).hexdigest().encode()
 
 
-def parse(data: bytes) -> Iterator[ParameterEntry | PluginEntry]:
+def check_size(constraints: Sequence[SpaceConstraint], parameters: int) -> None:
+    """Refuse more constraints than can be kept in memory as matrices.
+
+    Arguments:
+        constraints: All of a ledger.
+        parameters: How many parameters it has.
+
+    Raises:
+        RegistryError: for more than 4096, or matrices of more than 2²⁴ numbers in all.
+
+    Example:
+        >>> from engine import Linear
+        >>> check_size([Linear({"a": 1}, upper=1)] * 5000, parameters=1)
+        Traceback (most recent call last):
+        engine.errors.RegistryError: a registry has at most 4096 constraints, got 5000; put them into the model ...
+    """
+    if len(constraints) > _MOST_CONSTRAINTS:
+        raise RegistryError(
+            f"a registry has at most {_MOST_CONSTRAINTS} constraints, got {len(constraints)}; put them into the model instead"
+        )
+    if (numbers := sum(_numbers(c, parameters) for c in constraints)) > _MOST_NUMBERS:
+        raise RegistryError(
+            f"constraints must need matrices of at most {_MOST_NUMBERS} numbers, got {numbers} with {parameters} "
+            "parameters; use smaller ones, or put them into the model instead"
+        )
+
+
+def _numbers(constraint: SpaceConstraint, parameters: int) -> int:
+    """The size of its rows, and of what a solver needs for a matrix."""
+    if isinstance(constraint, PositiveSemidefinite):
+        n = len(constraint.matrix)
+        return n * n * parameters + (n * (n + 1) // 2) ** 2
+    rows = 1 + len(constraint.parameters) if isinstance(constraint, Ball) else 2
+    return rows * parameters
+
+
+def parse(data: bytes) -> Iterator[Entry]:
     """The entries of a ledger, in order, each after its seal was checked.
 
     Arguments:
@@ -224,24 +306,46 @@ class _Seen:
     """What the entries so far allow the next one to say."""
 
     def __init__(self) -> None:
-        self.parameters: set[str] = set()
+        self.parameters: dict[str, Parameter] = {}
+        self.constraints: set[str] = set()
+        self.meanings: set[str] = set()
         self.plugins: dict[str, list[str]] = {}
 
-    def entry(self, kind: str, body: bytes, where: str, seal: str, line: int) -> ParameterEntry | PluginEntry:
+    def entry(self, kind: str, body: bytes, where: str, seal: str, line: int) -> Entry:
         table = parse_toml(body, where)
         blocks = table.get(kind)
         if set(table) != {kind} or not isinstance(blocks, list) or len(blocks) != 1 or not isinstance(blocks[0], dict):
             raise TamperedError(
-                f"{where} must be one [[parameter]] or [[plugin]] block; restore registry.toml from a copy"
+                f"{where} must be one [[parameter]], [[constraint]] or [[plugin]] block; restore registry.toml from a copy"
             )
         fields = blocks[0]
         if kind == "parameter":
             parameter = Parameter.from_toml(fields)
             if parameter.name in self.parameters:
                 raise TamperedError(f"{where} declares a parameter that is declared before; each is declared once")
-            self.parameters.add(parameter.name)
+            self.parameters[parameter.name] = parameter
             return ParameterEntry(parameter, seal, line)
+        if kind == "constraint":
+            return ConstraintEntry(self.constraint(fields, where), seal, line)
         return self.plugin(fields, where, seal, line)
+
+    def constraint(self, fields: dict[str, Any], where: str) -> SpaceConstraint:
+        constraint = constraint_from_toml(fields)
+        if constraint.to_toml() != fields:
+            raise TamperedError(
+                f"{where} must have the fields of a {constraint.kind} constraint; restore it from a copy"
+            )
+        for name in constraint.parameters:
+            if name not in self.parameters or self.parameters[name].discrete:
+                raise TamperedError(
+                    f"{where} must tie parameters that are declared before it and not discrete, got {name!r:.200}; "
+                    "restore registry.toml from a copy"
+                )
+        if constraint.name in self.constraints or constraint.meaning() in self.meanings:
+            raise TamperedError(f"{where} repeats a constraint, or the name of one; each is declared once")
+        self.constraints.add(constraint.name)
+        self.meanings.add(constraint.meaning())
+        return constraint
 
     def plugin(self, fields: dict[str, Any], where: str, seal: str, line: int) -> PluginEntry:
         def need(fact: bool, rule: str) -> None:

@@ -37,6 +37,10 @@ class MatrixCone:
         """The least eigenvalue, shape (*batch): not negative inside."""
         return torch.linalg.eigvalsh(self.matrix(theta))[..., 0]
 
+    def size(self, change: Tensor) -> Tensor:
+        """How much changes of the components, shape (P,) and positive, can change the matrix."""
+        return (self.linear.abs() * change).sum(-1).amax()
+
     def reach(self, theta: Tensor, move: Tensor) -> Tensor:
         """The largest t with theta + t move inside, shape (*batch), for theta inside; infinite where there is none."""
         at = self.matrix(theta)
@@ -67,6 +71,10 @@ class NormCone:
     def slack(self, theta: Tensor) -> Tensor:
         """h'θ + r − ‖Gθ + g‖, shape (*batch): not negative inside."""
         return theta @ self.slope + self.radius - (theta @ self.linear.mT + self.constant).norm(dim=-1)
+
+    def size(self, change: Tensor) -> Tensor:
+        """How much changes of the components, shape (P,) and positive, can change the slack."""
+        return (self.linear.abs() @ change).sum() + self.slope.abs() @ change
 
     def reach(self, theta: Tensor, move: Tensor) -> Tensor:
         """The largest t with theta + t move inside, shape (*batch), for theta inside; infinite where there is none."""

@@ -1,4 +1,4 @@
-"""The ledger of a workspace: parameters and plugins in ``registry.toml``, a text that only grows.
+"""The ledger of a workspace: parameters, their constraints and plugins in ``registry.toml``, which only grows.
 
 Its entries are sealed (:mod:`engine.entries`), and a plugin's entry holds the SHA-256 of its folder. So an entry
 that is edited, removed or moved is found when the ledger is opened, and a changed file of a plugin when it is
@@ -14,29 +14,35 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
-
-from engine.description import PluginInfo, changed_files, content_hash, describe
-from engine.entries import HEADER, NAME, ParameterEntry, PluginEntry, block, digests, parse
+from engine.agreement import check_plugin, declared, first_refused, new_constraints, united
+from engine.constraints import SpaceConstraint
+from engine.description import changed_files, content_hash, describe
+from engine.entries import HEADER, NAME, ConstraintEntry, Entry, ParameterEntry, PluginEntry, block, digests, parse
 from engine.errors import ParameterError, RegistryError, TamperedError, UnknownPluginError
 from engine.files import read_bytes, sync, sync_tree
 from engine.parameters import Parameter, ParameterSpace
+from engine.workspace import (
+    FILE_BYTES,
+    STAGING,
+    has_plugins,
+    locked,
+    plugins_folder,
+    replace_ledger,
+    staged_folder,
+    tidy,
+)
 
-__all__ = ["Ledger", "ParameterEntry", "PluginEntry", "Verification"]
+__all__ = ["ConstraintEntry", "Ledger", "ParameterEntry", "PluginEntry", "Verification"]
 
 T = TypeVar("T")
-
-_FILE_BYTES = 32 * 2**20
-_LOCK_SECONDS = 300.0
-_STAGING = ".staging-"
+Writer = tuple[str, Callable[[Path], Any]]
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Verification:
 
     Attributes:
         parameters: How many parameters the ledger declares.
+        constraints: How many constraints on them.
         plugins: How many plugins are in force.
         superseded: How many plugins were superseded.
         files: How many files of both were read.
@@ -52,10 +59,11 @@ class Verification:
     Example:
         >>> import tempfile
         >>> Ledger.create(tempfile.mkdtemp(), [Parameter("mu")]).verify()
-        Verification(parameters=1, plugins=0, superseded=0, files=0)
+        Verification(parameters=1, constraints=0, plugins=0, superseded=0, files=0)
     """
 
     parameters: int
+    constraints: int
     plugins: int
     superseded: int
     files: int
@@ -72,10 +80,10 @@ class Ledger:
 
     Attributes:
         path, entries: As given.
-        parameters: θ's components, in the order of their entries.
+        parameters: θ's components and constraints, in the order of their entries.
         history: Every plugin's entry, superseded ones as well, in order.
         plugins: Name -> the entry that is in force.
-        digest: SHA-256 of the parameters and the plugins in force, whatever order they came in.
+        digest: SHA-256 of the parameters, what constrains them and the plugins in force, whatever order they came in.
 
     Example:
         >>> import tempfile
@@ -85,12 +93,10 @@ class Ledger:
         (('mu', 'nu', 'tau'), [], 3)
     """
 
-    def __init__(
-        self, path: Path, data: bytes, entries: Sequence[ParameterEntry | PluginEntry], view: bool = False
-    ) -> None:
+    def __init__(self, path: Path, data: bytes, entries: Sequence[Entry], view: bool = False) -> None:
         self.path = path
         self.entries = tuple(entries)
-        self.parameters = ParameterSpace(e.parameter for e in self.entries if isinstance(e, ParameterEntry))
+        self.parameters = declared(self.entries)
         self.history = tuple(e for e in self.entries if isinstance(e, PluginEntry))
         self.plugins: dict[str, PluginEntry] = {e.name: e for e in self.history}
         self.digest = digests(self.entries)[-1]
@@ -98,33 +104,33 @@ class Ledger:
         self._view = view
 
     @classmethod
-    def create(cls, path: str | Path, parameters: Sequence[Parameter] = ()) -> Ledger:
+    def create(
+        cls, path: str | Path, parameters: Sequence[Parameter] = (), constraints: Sequence[SpaceConstraint] = ()
+    ) -> Ledger:
         """Start a workspace.
 
         Arguments:
             path: A folder; it is made where it is not there.
             parameters: The first entries.
+            constraints: What they must satisfy together.
 
         Returns:
             The ledger, as :meth:`open` reads it.
 
         Raises:
             RegistryError: when the folder has a ledger already.
-            ParameterError: when a name is declared twice.
+            ParameterError: when a name is declared twice, or the constraints conflict.
         """
         root = Path(path).absolute()
-        space = ParameterSpace(parameters)
+        first, _ = cls(root, HEADER, ())._prepare(tuple(ParameterSpace(parameters)), constraints, None, False)
         (root / "plugins").mkdir(parents=True, exist_ok=True)
-        with _locked(root):
+        with locked(root):
             if os.path.lexists(root / "registry.toml"):
                 raise RegistryError(
                     f"a workspace is created once, and {root} has a registry.toml; use Registry.open, or another folder"
                 )
-            data = HEADER
-            for parameter in space:
-                data += block("parameter", parameter.to_toml(), data)
-            _clean(root, ())
-            _replace(root, data)
+            tidy(root, {})
+            replace_ledger(root, first._data)
             with suppress(PermissionError):  # a folder above that may be entered but not read
                 sync(root.parent)
         return cls.open(root)
@@ -145,9 +151,13 @@ class Ledger:
             raise RegistryError(
                 f"a workspace is a folder with a registry.toml, and {root} has none; start one with Registry.create"
             )
-        _plugins(root)
-        data = read_bytes(root / "registry.toml", _FILE_BYTES)
-        return cls(root, data, tuple(parse(data)))
+        plugins_folder(root)
+        data = read_bytes(root / "registry.toml", FILE_BYTES)
+        entries = tuple(parse(data))
+        try:
+            return cls(root, data, entries)
+        except (ParameterError, RegistryError) as error:
+            raise first_refused(entries, str(error)) from error
 
     def at(self, digest: str) -> Ledger:
         """The ledger as it was when it had a digest: a view that cannot be appended to.
@@ -173,71 +183,84 @@ class Ledger:
     def append(
         self,
         parameters: Sequence[Parameter] = (),
-        plugin: tuple[str, Callable[[Path], Any]] | None = None,
+        plugin: Writer | None = None,
         supersede: bool = False,
+        constraints: Sequence[SpaceConstraint] = (),
     ) -> Ledger:
-        """Add parameters and at most one plugin, all or nothing.
+        """Add parameters, constraints and at most one plugin, all or nothing.
 
         Arguments:
             parameters: Declarations; those that the ledger has, with the same meaning, are left out.
             plugin: Its name, and a function that writes its folder (:func:`engine.plugin.write_plugin`)
                 at the path that it is given.
             supersede: Whether the plugin takes the place of one of the same name, which stays on disk.
+            constraints: What parameters must satisfy together; those that the ledger has, with the same meaning
+                under whatever name, are left out.
 
         Returns:
             The ledger with these entries, and with what other processes had appended in the meantime.
 
         Raises:
             RegistryError: for a name that is taken, or that is not there to be superseded.
-            ParameterError: for parameters that disagree with the ledger's, or that nobody declares.
+            ParameterError: for parameters or constraints that disagree with the ledger's or that nobody declares,
+                and for constraints that leave θ no room.
             TamperedError: when the ledger on disk is not a continuation of this one.
         """
         if self._view:
             raise RegistryError(f"a view of the past cannot be appended to; append to the ledger of {self.path} itself")
         root = self.path
-        with _locked(root):
+        with locked(root):
             current = self._continued()
-            _clean(root, current.history)
+            tidy(root, _named(current.history))
             try:
-                appended, staged = current._prepare(parameters, plugin, supersede)
+                appended, staged = current._prepare(parameters, constraints, plugin, supersede)
                 if appended._data != current._data:
-                    _replace(root, appended._data)
+                    replace_ledger(root, appended._data)
             except BaseException:
                 # Removes what was staged, unless its entry made it into the ledger: then this finishes the append.
-                _clean(root, Ledger.open(root).history)
+                tidy(root, _named(Ledger.open(root).history))
                 raise
             if staged is not None:
-                os.rename(staged, _plugins(root) / appended.history[-1].folder)
-                sync(_plugins(root))
+                os.rename(staged, plugins_folder(root) / appended.history[-1].folder)
+                sync(plugins_folder(root))
         return appended
 
     def _prepare(
-        self, parameters: Sequence[Parameter], plugin: tuple[str, Callable[[Path], Any]] | None, supersede: bool
+        self,
+        parameters: Sequence[Parameter],
+        constraints: Sequence[SpaceConstraint],
+        plugin: Writer | None,
+        supersede: bool,
     ) -> tuple[Ledger, Path | None]:
         """The ledger to be, and the hidden folder with the plugin that it names; nothing is in force yet."""
         if plugin is None:
-            space = self._union({"this append": parameters})
-            return self._extended(space, None), None
+            return self._extended(united(self.entries, {"this append": parameters}), constraints, None), None
         name, write = plugin
         fields = self._fields(name, supersede)
-        staged = _plugins(self.path) / f"{_STAGING}{secrets.token_hex(8)}"
+        staged = plugins_folder(self.path) / f"{STAGING}{secrets.token_hex(8)}"
         write(staged)
         sync_tree(staged)
         info, content = describe(staged), content_hash(staged)
         fields |= {"content": content, "parameters": list(info.parameter_names), "factory": info.factory}
         fields["appended"] = datetime.now(UTC).replace(microsecond=0)
-        space = self._union({f"the append of '{name}'": parameters, name: info.parameters})
-        _check_parameters(name, info, space)
-        extended = self._extended(space, fields)
-        os.rename(staged, staged := _staged(self.path, content))
+        together = united(self.entries, {f"the append of '{name}'": parameters, name: info.parameters})
+        check_plugin(name, info, ParameterSpace(together))
+        extended = self._extended(together, constraints, fields)
+        os.rename(staged, staged := staged_folder(self.path, content))
         sync(staged.parent)
         return extended, staged
 
-    def _extended(self, space: ParameterSpace, plugin: Mapping[str, Any] | None) -> Ledger:
+    def _extended(
+        self, parameters: Sequence[Parameter], constraints: Sequence[SpaceConstraint], plugin: Mapping[str, Any] | None
+    ) -> Ledger:
+        fresh = new_constraints(self.entries, constraints)
+        ParameterSpace(parameters, fresh)  # refuses, in words for who appends, what parse would call tampering
         data = self._data
-        for parameter in space:
+        for parameter in parameters:
             if parameter.name not in self.parameters:
                 data += block("parameter", parameter.to_toml(), data)
+        for constraint in fresh:
+            data += block("constraint", constraint.to_toml(), data)
         if plugin is not None:
             data += block("plugin", plugin, data)
         return Ledger(self.path, data, tuple(parse(data)))
@@ -273,15 +296,6 @@ class Ledger:
             raise RegistryError(f"{self.path / 'plugins' / folder} is there, but no entry names it; move it away")
         return {"name": name, "folder": folder, **({"supersedes": earlier[-1].content} if earlier else {})}
 
-    def _union(self, brought: Mapping[str, Sequence[Parameter]]) -> ParameterSpace:
-        owners: dict[str, list[Parameter]] = {}
-        for number, entry in enumerate(self.entries, 1):
-            if isinstance(entry, ParameterEntry):
-                users = [name for name, e in self.plugins.items() if entry.parameter.name in e.parameters]
-                owner = f"entry {number} of registry.toml" + (f", used by {', '.join(users)}" if users else "")
-                owners[owner] = [entry.parameter]
-        return ParameterSpace.union({**owners, **brought})
-
     def folder_of(self, entry: PluginEntry) -> Path:
         """Where a plugin's folder lies: at its name, or still at the hidden one after a crash.
 
@@ -291,8 +305,8 @@ class Ledger:
         Raises:
             TamperedError: when it is missing or a link.
         """
-        final = _plugins(self.path) / entry.folder
-        staged = _staged(self.path, entry.content)
+        final = plugins_folder(self.path) / entry.folder
+        staged = staged_folder(self.path, entry.content)
         for folder in (final, staged, final):  # again: another process may just have renamed it
             if folder.is_symlink():
                 raise TamperedError(
@@ -365,96 +379,23 @@ class Ledger:
                 ``plugins/`` that no entry names, or the ledger when it is no continuation of this one.
         """
         # In this order: a folder gets its name after its entry is written, so a newcomer is in the ledger by then.
-        present = sorted(os.listdir(_plugins(self.path))) if _has_plugins(self.path) else []
+        present = sorted(os.listdir(plugins_folder(self.path))) if has_plugins(self.path) else []
         current = self._continued()
         files = sum(len([f for f in current.check(entry).rglob("*") if f.is_file()]) for entry in current.history)
         known = {entry.folder for entry in current.history}
         for name in present:
-            if name not in known and not name.startswith(_STAGING):
+            if name not in known and not name.startswith(STAGING):
                 raise TamperedError(
                     f"{self.path / 'plugins' / name} has no entry in registry.toml: its entry was removed from the end, or "
                     "it was put there by hand; restore registry.toml from a copy, or move it away"
                 )
         superseded = len(current.history) - len(current.plugins)
-        return Verification(len(current.parameters), len(current.plugins), superseded, files)
+        constraints = len(current.parameters.constraints)
+        return Verification(len(current.parameters), constraints, len(current.plugins), superseded, files)
 
     def _label(self, entry: PluginEntry) -> str:
         return f"entry {self.entries.index(entry) + 1} (plugin '{entry.name}') of registry.toml, line {entry.line},"
 
 
-def _check_parameters(name: str, info: PluginInfo, space: ParameterSpace) -> None:
-    for parameter in info.parameter_names:
-        if parameter not in space:
-            raise ParameterError(
-                f"plugin '{name}' depends on '{parameter}', which nobody declares; there are {', '.join(space.names) or 'none'}. "
-                f"Append it with parameters=[Parameter('{parameter}', ...)]"
-            )
-        unit = info.parameter_units.get(parameter, space[parameter].unit)
-        if unit != space[parameter].unit:
-            raise ParameterError(
-                f"plugin '{name}' takes '{parameter}' in {unit!r}, but the registry declares it in {space[parameter].unit!r}; "
-                "convert one of them, or give it a name of its own"
-            )
-
-
-def _has_plugins(root: Path) -> bool:
-    return os.path.lexists(root / "plugins")
-
-
-def _plugins(root: Path) -> Path:
-    """The folder of plugins. RegistryError where it is a link, which could lead out of the workspace."""
-    folder = root / "plugins"
-    if _has_plugins(root) and (folder.is_symlink() or not folder.is_dir()):
-        raise RegistryError(
-            f"{folder} must be a folder of the workspace, got a link or a file; replace it with the folder itself"
-        )
-    return folder
-
-
-def _staged(root: Path, content: str) -> Path:
-    return _plugins(root) / (_STAGING + content.removeprefix("sha256:"))
-
-
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    lock = root / ".registry.lock"
-    if lock.is_symlink():  # opening it would empty the file it points to
-        raise RegistryError(f"{lock} must be a file, got a symbolic link; remove it")
-    try:
-        with FileLock(lock, timeout=_LOCK_SECONDS):
-            yield
-    except Timeout:
-        raise RegistryError(
-            f"{root} is being appended to by another process for more than {_LOCK_SECONDS:g} s; try again"
-        ) from None
-
-
-def _clean(root: Path, history: Sequence[PluginEntry]) -> None:
-    """Finish what a crash interrupted after the ledger was written, and remove what it left before."""
-    folder = _plugins(root)
-    folder.mkdir(exist_ok=True)
-    for entry in history:
-        staged = _staged(root, entry.content)
-        if not os.path.lexists(folder / entry.folder) and staged.is_dir() and not staged.is_symlink():
-            os.rename(staged, folder / entry.folder)
-            sync(folder)
-    for stray in [Path(entry.path) for entry in os.scandir(folder) if entry.name.startswith(_STAGING)]:
-        if stray.is_dir() and not stray.is_symlink():
-            shutil.rmtree(stray)
-        else:
-            stray.unlink()
-
-
-def _replace(root: Path, data: bytes) -> None:
-    """Put new bytes in the place of registry.toml in one step that survives a crash."""
-    if len(data) > _FILE_BYTES:
-        raise RegistryError(
-            f"registry.toml must have at most {_FILE_BYTES} bytes, got {len(data)}; start another workspace"
-        )
-    temporary = _plugins(root) / f"{_STAGING}registry-{secrets.token_hex(8)}"
-    with temporary.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, root / "registry.toml")
-    sync(root)
+def _named(history: Sequence[PluginEntry]) -> dict[str, str]:
+    return {entry.folder: entry.content for entry in history}

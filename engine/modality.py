@@ -71,12 +71,20 @@ class Modality(nn.Module):
     normalised: bool = False
     #: Whether x is the nominal value of an auxiliary measurement (two of them may well coincide).
     auxiliary: bool = False
+    #: Whether s is concave in θ for every x, wherever it is finite: what a proof of a global maximum rests on. It may
+    #: be a property. A class that writes its own log_evidence says it anew: no claim is inherited with another scalar.
+    concave: bool = False
     #: Units that the modality takes for granted, by parameter name; the registry refuses any other.
     parameter_units: Mapping[str, str] = {}
 
     parameter_names: tuple[str, ...]
     event_shape: torch.Size
     _configuration: dict[str, Any] | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not _speaks_for(cls, "concave"):
+            cls.concave = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """An empty module that has its configuration recorded already."""
@@ -161,6 +169,40 @@ class Modality(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} has no closed form for its expected information")
 
+    def derivatives(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """s, its score ∇s and its observed information −∇²s in closed form. Optional; used where it is written.
+
+        Without it, :meth:`log_evidence` is differentiated. It is called without gradients, in the plugin's own
+        dtype, and :func:`engine.testing.check_modality` compares it with what differentiation gives. Where a
+        class derived from this one writes another :meth:`log_evidence`, it is not used any more.
+
+        Arguments:
+            x: Observations, shape (*batch, *event_shape).
+            theta: Values of :attr:`parameter_names`, shape (*batch, P_m).
+
+        Returns:
+            s (*batch), the same as :meth:`log_evidence`; ∇s (*batch, P_m); −∇²s (*batch, P_m, P_m), with both
+            batches broadcast. Each may be an expanded view, or leave out or have size 1 in dimensions of
+            the batch along which it is the same. Where s is −∞, any derivatives but NaN will do.
+
+        Raises:
+            NotImplementedError: where it was not written; see :attr:`has_derivatives`.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no closed form of its derivatives; differentiate its scalar"
+        )
+
+    def prepare(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What :meth:`derivatives` needs of x alone, kept as long as x is. Optional; nothing by default.
+
+        Arguments:
+            x: Observations, shape (*batch, *event_shape).
+
+        Returns:
+            Tensors (*batch, ...) that :meth:`derivatives` is given after x and theta. It must work without them too.
+        """
+        return ()
+
     def stack_key(self) -> Hashable | None:
         """What two plugins of one class must have in common to be evaluated in one call, beside shapes.
 
@@ -193,3 +235,26 @@ class Modality(nn.Module):
     def has_expected_information(self) -> bool:
         """Whether :meth:`expected_information` was written."""
         return type(self).expected_information is not Modality.expected_information
+
+    @property
+    def has_derivatives(self) -> bool:
+        """Whether :meth:`derivatives` was written for this very :meth:`log_evidence`; False where only one was replaced."""
+        if type(self).derivatives is Modality.derivatives or {"log_evidence", "forward"} & vars(self).keys():
+            return False
+        return _speaks_for(type(self), "derivatives")
+
+    @property
+    def prepares(self) -> bool:
+        """Whether :meth:`prepare` was written for this very :meth:`derivatives`."""
+        written = _home(type(self), "prepare")
+        return written is not Modality and issubclass(written, _home(type(self), "derivatives"))
+
+
+def _home(cls: type, name: str) -> type:
+    """The class that gives ``cls`` an attribute."""
+    return next(c for c in cls.__mro__ if name in vars(c))
+
+
+def _speaks_for(cls: type, name: str) -> bool:
+    """Whether the class that gives ``cls`` this attribute knew the scalar that ``cls`` has."""
+    return all(issubclass(_home(cls, name), _home(cls, scalar)) for scalar in ("log_evidence", "forward"))

@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints
 
+from engine.constraints import Rows, SpaceConstraint
 from engine.errors import ParameterError
+from engine.feasible import FeasibleSet
+from engine.interior import conflict, deepest, moved_inside
 from engine.priors import Prior
 
 __all__ = ["Parameter", "ParameterSpace"]
@@ -209,14 +212,19 @@ class ParameterSpace:
 
     Arguments:
         parameters: The components, each name once.
+        constraints: What several of them must satisfy together; see :mod:`engine.constraints`.
 
     Attributes:
         names: The P names, in order.
-        lower, upper: Bounds in natural units, shape (P,), float64.
+        constraints: As given.
+        feasible: The set of allowed θ, as numbers: bounds, rows and cones of all constraints.
+        lower, upper: Bounds in natural units, shape (P,), float64; those of a simplex too.
         scale: A typical size of a change in each component, shape (P,), float64.
+        interior: A point well inside the feasible set, shape (P,).
 
     Raises:
-        ParameterError: for a name that is declared twice.
+        ParameterError: for a name that is declared twice, a constraint on a parameter that is not there or is
+            discrete, or constraints that leave no room: the message names those that conflict.
 
     Example:
         >>> from torch.distributions import Normal, Uniform
@@ -225,9 +233,13 @@ class ParameterSpace:
         (('a', 'b'), [inf, 2.0])
         >>> space.tensor({"b": 0.5, "a": 1.0}).tolist()
         [1.0, 0.5]
+        >>> from engine import Linear
+        >>> ParameterSpace(space, constraints=[Linear({"a": 1, "b": 1}, upper=-1, name="low"), Linear({"a": 1}, lower=0)])
+        Traceback (most recent call last):
+        engine.errors.ParameterError: no θ satisfies these together: 'low' (a + b ≤ -1), '0 ≤ a', the bounds (0, 2) of 'b'; ...
     """
 
-    def __init__(self, parameters: Iterable[Parameter] = ()) -> None:
+    def __init__(self, parameters: Iterable[Parameter] = (), constraints: Iterable[SpaceConstraint] = ()) -> None:
         self._parameters = tuple(parameters)
         for parameter in self._parameters:
             if not isinstance(parameter, Parameter):
@@ -240,6 +252,115 @@ class ParameterSpace:
         self.lower = torch.tensor([p.bounds[0] for p in self._parameters], dtype=torch.float64)
         self.upper = torch.tensor([p.bounds[1] for p in self._parameters], dtype=torch.float64)
         self.scale = torch.tensor([p.scale for p in self._parameters], dtype=torch.float64)
+        self.constraints: tuple[SpaceConstraint, ...] = tuple(constraints)
+        self._constrain()
+
+    def _constrain(self) -> None:
+        named = [c.name for c in self.constraints]
+        for constraint in self.constraints:
+            label = f"constraint '{constraint.name}'"
+            if named.count(constraint.name) > 1:
+                raise ParameterError(f"{label} is declared {named.count(constraint.name)} times; name one otherwise")
+            if unknown := [n for n in constraint.parameters if n not in self]:
+                raise ParameterError(
+                    f"{label} ties '{unknown[0]}', which nobody declares; there are {', '.join(self.names) or 'none'}"
+                )
+            if discrete := [n for n in constraint.parameters if self[n].discrete]:
+                raise ParameterError(f"{label} ties '{discrete[0]}', which is discrete: fix it, or leave it out")
+        self.feasible = self._set(self.constraints)
+        self.lower, self.upper = self.feasible.lower, self.feasible.upper
+        #: Which constraint, and which side of it, each row of ``feasible.A`` is; and each row of ``feasible.C``.
+        parts = [(c, c.rows(self._index)) for c in self.constraints]
+        self.inequalities = tuple((c.name, side) for c, rows in parts for side in rows.sides)
+        self.equalities = tuple(c.name for c, rows in parts for _ in rows.d)
+        self.cones = tuple(c.name for c, rows in parts if rows.cone is not None)
+        middle = self._medians()
+        self.interior = middle
+        if self.constraints:
+            margin, self.interior = deepest(self.feasible, middle, self.scale)
+            if not bool(torch.isfinite(self.interior).all()):
+                self._refuse_conflict(margin)
+
+    def _medians(self) -> Tensor:
+        middle = self.quantile(np.full(len(self), 0.5)) if self._parameters else self.scale.clone()
+        return torch.minimum(torch.maximum(middle, self.lower), self.upper)
+
+    def _set(self, constraints: Sequence[SpaceConstraint], bounded: Sequence[str] | None = None) -> FeasibleSet:
+        """The feasible set of some constraints, and of the bounds of some parameters (all by default)."""
+        lower = torch.tensor([p.bounds[0] for p in self._parameters], dtype=torch.float64)
+        upper = torch.tensor([p.bounds[1] for p in self._parameters], dtype=torch.float64)
+        if bounded is not None:
+            free = [i for i, n in enumerate(self.names) if n not in bounded]
+            lower[free], upper[free] = -math.inf, math.inf
+        parts = [c.rows(self._index) for c in constraints] or [Rows(*self._no_rows(), *self._no_rows())]
+        for rows in parts:
+            columns = list(rows.nonnegative)
+            lower[columns] = lower[columns].clamp_min(0.0)
+        A, b, C, d = (torch.cat([getattr(rows, field) for rows in parts]) for field in "AbCd")
+        return FeasibleSet(lower, upper, A, b, C, d, tuple(rows.cone for rows in parts if rows.cone is not None))
+
+    def _no_rows(self) -> tuple[Tensor, Tensor]:
+        return torch.zeros(0, len(self), dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
+
+    def _refuse_conflict(self, margin: float) -> None:
+        named = {c.name: c for c in self.constraints}
+        bounded = {
+            n: p.bounds for n, p in zip(self.names, self._parameters, strict=True) if p.bounds != (-math.inf, math.inf)
+        }
+        middle = self._medians()
+
+        def empty(groups: list[str]) -> bool:
+            chosen = [named[g[2:]] for g in groups if g.startswith("c:")]
+            inside = self._set(chosen, [g[2:] for g in groups if g.startswith("p:")])
+            return not bool(torch.isfinite(deepest(inside, middle, self.scale)[1]).all())
+
+        guilty = conflict(dict.fromkeys([*(f"c:{n}" for n in named), *(f"p:{n}" for n in bounded)]), empty)
+        texts = []
+        for g in guilty:
+            if g.startswith("c:"):
+                formula = str(named[g[2:]])
+                texts.append(f"'{formula}'" if formula == g[2:] else f"'{g[2:]}' ({formula})")
+            else:
+                low, high = bounded[g[2:]]
+                texts.append(f"the bounds ({low:g}, {high:g}) of '{g[2:]}'")
+        words = "no θ satisfies these together" if margin < -1e-6 else "these together leave θ no room to move in"
+        advice = "relax one of them" if margin < -1e-6 else "relax one of them, or write an equality as equal="
+        raise ParameterError(f"{words}: {', '.join(texts)}; {advice}")
+
+    def contains(self, theta: Tensor, tolerance: float = 1e-9) -> Tensor:
+        """Whether points satisfy every bound and constraint.
+
+        Arguments:
+            theta: Shape (*, P).
+            tolerance: How far outside still counts as on the border, in units of :attr:`scale`.
+
+        Returns:
+            Shape (*), boolean.
+        """
+        inside, theta = self.feasible, theta.to(torch.float64)
+        slack = tolerance * self.scale
+        fine = ((theta >= inside.lower - slack) & (theta <= inside.upper + slack)).all(-1)
+        for rows, right, equal in ((inside.A, inside.b, False), (inside.C, inside.d, True)):
+            excess = theta @ rows.mT - right
+            room = (rows.abs() * slack).sum(-1)
+            fine = fine & ((excess.abs() if equal else excess) <= room).all(-1)
+        for cone in inside.cones:
+            fine = fine & (cone.slack(theta) >= -cone.size(slack))
+        return fine
+
+    def spread(self, u: np.ndarray) -> Tensor:
+        """Points inside the feasible set for points of the unit cube: the priors' quantiles, moved inside.
+
+        Points outside are put on the equalities and drawn towards :attr:`interior`, a different part of the
+        way for each, so that they fill the set rather than its border. No density is kept.
+
+        Arguments:
+            u: Shape (n, P), in (0, 1).
+
+        Returns:
+            Shape (n, P), float64.
+        """
+        return moved_inside(self.feasible, self.interior, self.scale, self.quantile(u), u)
 
     @classmethod
     def union(cls, spaces: Mapping[str, Iterable[Parameter]]) -> ParameterSpace:
@@ -349,10 +470,15 @@ class ParameterSpace:
         return theta
 
     def log_prior(self, theta: Tensor) -> Tensor:
-        """The joint log prior density in nats, theta (*, P) -> (*); −∞ outside the bounds."""
+        """The joint log prior density in nats, theta (*, P) -> (*); −∞ outside the bounds and the constraints.
+
+        The density is not normalised again over the constraints: what it lacks is the same number for every θ.
+        """
         total = theta.new_zeros(theta.shape[:-1])
         for i, parameter in enumerate(self._parameters):
             total = total + parameter.log_prior(theta[..., i])
+        if self.constraints:
+            total = torch.where(self.contains(theta.detach()), total, -math.inf)
         return total
 
     def quantile(self, u: np.ndarray) -> Tensor:
@@ -401,10 +527,14 @@ class ParameterSpace:
         return total
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ParameterSpace) and self._parameters == other._parameters
+        return (
+            isinstance(other, ParameterSpace)
+            and self._parameters == other._parameters
+            and self.constraints == other.constraints
+        )
 
     def __hash__(self) -> int:
-        return hash(self._parameters)
+        return hash((self._parameters, self.constraints))
 
     def __repr__(self) -> str:
-        return f"ParameterSpace({', '.join(self.names)})"
+        return f"ParameterSpace({', '.join([*self.names, *map(str, self.constraints)])})"

@@ -136,6 +136,15 @@ class Prior:
             total = total + rest + ((concentration - 1.0) * base.log() if concentration != 1.0 else 0.0)
         return total
 
+    @property
+    def log_concave(self) -> bool:
+        """Whether the density is log-concave, so that adding it keeps a concave sum concave."""
+        if self.family == "Beta":
+            return min(self.arguments["concentration1"], self.arguments["concentration0"]) >= 1.0
+        if self.family == "Gamma":
+            return self.arguments["concentration"] >= 1.0
+        return self.family in ("Exponential", "HalfNormal", "Laplace", "Normal", "Uniform")
+
     def quantile(self, u: float | np.ndarray, low: float = -math.inf, high: float = math.inf) -> Any:
         """The value below which a fraction of the prior lies.
 

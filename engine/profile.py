@@ -20,8 +20,12 @@ import torch
 from torch import Tensor
 
 from engine.errors import EstimateError
-from engine.evidence import Derivatives, Evidence
-from engine.optimise import maximise
+from engine.evidence import Derivatives
+from engine.feasible import FeasibleSet
+from engine.interior import extent
+from engine.objective import Objective
+from engine.optimise import Solution, maximise
+from engine.program import solve
 from engine.uncertainty import Interval
 
 __all__ = ["profile_at", "profile_intervals", "profiled"]
@@ -31,60 +35,87 @@ _FAR = 1e8  # in standard errors: an end that is further away does not exist
 
 
 def profiled(
-    evidence: Evidence, theta: Tensor, columns: Tensor, values: Tensor, lower: Tensor, upper: Tensor, scale: Tensor
+    objective: Objective, theta: Tensor, items: Tensor, columns: Tensor, values: Tensor, inside: FeasibleSet
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """max S with one component held, for K problems at once.
 
     Arguments:
-        evidence: S.
-        theta: Starting points, shape (K, P).
+        objective: S of B data sets.
+        theta: Starting points, shape (K, P); they are moved into the set where the component is held.
+        items: Which data set each row belongs to, shape (K,).
         columns: Which component each row holds, shape (K,).
         values: What it is held at, shape (K,).
-        lower, upper, scale: As in :func:`engine.optimise.maximise`, shape (P,).
+        inside: The feasible set, bounds (P,).
 
     Returns:
-        S (K,) in nats, dS/dψ (K,), θ (K, P) and whether each row converged (K,).
+        S (K,) in nats, dS/dψ (K,), θ (K, P) and whether each row converged (K,). S is −∞ where nothing was possible.
 
     Example:
-        >>> from engine import Parameter, ParameterSpace
+        >>> from engine import Evidence, Parameter, ParameterSpace
+        >>> from engine.objective import One
         >>> from modalities import Gaussian
         >>> space = ParameterSpace([Parameter("a"), Parameter("b")])
         >>> pair = Gaussian(parameter_names=("a", "b"), covariance=[[1.0, 0.5], [0.5, 1.0]])
-        >>> evidence = Evidence(space, {"pair": pair}, {"pair": [[0.0, 0.0]]})
-        >>> box = (space.lower, space.upper, space.scale)
-        >>> start, held = torch.zeros(1, 2).double(), torch.ones(1).double()
-        >>> S, slope, theta, fine = profiled(evidence, start, torch.tensor([0]), held, *box)
+        >>> one = One(Evidence(space, {"pair": pair}, {"pair": [[0.0, 0.0]]}))
+        >>> start, held, first = torch.zeros(1, 2).double(), torch.ones(1).double(), torch.tensor([0])
+        >>> S, slope, theta, fine = profiled(one, start, first, first, held, space.feasible)
         >>> [round(v, 9) for v in theta[0].tolist()], round(slope.item(), 9), fine.item()
         ([1.0, 0.5], -1.0, True)
     """
     K = len(columns)
     rows = torch.arange(K)
-    low, high = lower.repeat(K, 1), upper.repeat(K, 1)
+    low, high = inside.lower.repeat(K, 1), inside.upper.repeat(K, 1)
     low[rows, columns] = high[rows, columns] = values
+    own = inside.within(low, high)
     theta = theta.clone()
     theta[rows, columns] = values
-    solution = maximise(evidence.derivatives, theta, low, high, scale, value=evidence.value)
-    fine = solution.converged | (solution.edm < 1e-6) | torch.isinf(solution.at.value)
-    return solution.at.value, solution.at.score[rows, columns], solution.theta, fine
+    scale = objective.parameters.scale
+    possible = torch.ones(K, dtype=torch.bool)
+    if not own.is_box:
+        theta, possible = _nearest(own, theta, scale)
+    solution = maximise(
+        lambda t, at: objective.derivatives(t, items[at]),
+        theta,
+        own,
+        scale,
+        value=lambda t, at: objective.value(t, items[at]),
+    )
+    value = torch.where(possible, solution.at.value, -torch.inf)
+    fine = solution.converged | (solution.edm < 1e-6) | torch.isinf(value)
+    slope = solution.at.score[rows, columns]
+    if not own.is_box:
+        slope = _slope(own, solution, columns, scale)
+    return value, slope, solution.theta, fine
+
+
+def _nearest(own: FeasibleSet, theta: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The points of the sets that are nearest to theta (K, P) in units of scale, and whether there are any."""
+    metric = torch.diag(1.0 / scale**2).expand(len(theta), -1, -1)
+    found = solve(metric, torch.zeros_like(theta), own.about(theta))
+    return torch.where(found.solved[:, None], theta + found.move.nan_to_num(), theta), found.solved
+
+
+def _slope(own: FeasibleSet, solution: Solution, columns: Tensor, scale: Tensor) -> Tensor:
+    """dS/dψ where other components are tied to the one that is held: the multiplier of the hold."""
+    J = solution.at.information.diagonal(dim1=-2, dim2=-1).abs()
+    curvature = torch.diag_embed(torch.maximum(J, 1e-8 / scale**2))
+    found = solve(curvature, solution.at.score, own.about(solution.theta))
+    rows = torch.arange(len(columns))
+    return (found.upper - found.lower)[rows, columns].nan_to_num()
 
 
 def profile_at(
-    evidence: Evidence,
-    theta: Tensor,
-    columns: Sequence[int],
-    values: Tensor,
-    lower: Tensor,
-    upper: Tensor,
-    scale: Tensor,
+    objective: Objective, item: int, theta: Tensor, columns: Sequence[int], values: Tensor, inside: FeasibleSet
 ) -> Tensor:
-    """max S over the other components, with some held at given values.
+    """max S of one data set over the other components, with some held at given values.
 
     Arguments:
-        evidence: S.
+        objective: S of B data sets.
+        item: Which of them.
         theta: Where the searches start, shape (P,).
         columns: The C components held.
         values: What they are held at, shape (K, C), inside their bounds.
-        lower, upper, scale: As in :func:`engine.optimise.maximise`, shape (P,).
+        inside: The feasible set, bounds (P,).
 
     Returns:
         Shape (K,), in nats; −∞ where no search found a possible point.
@@ -93,119 +124,136 @@ def profile_at(
         EstimateError: naming the first point where no maximum was found.
 
     Example:
-        >>> from engine import Parameter, ParameterSpace
+        >>> from engine import Evidence, Parameter, ParameterSpace
+        >>> from engine.objective import One
         >>> from modalities import Gaussian
         >>> space = ParameterSpace([Parameter("a"), Parameter("b")])
         >>> pair = Gaussian(parameter_names=("a", "b"), covariance=[[1.0, 0.5], [0.5, 1.0]])
-        >>> evidence = Evidence(space, {"pair": pair}, {"pair": [[0.0, 0.0]]})
-        >>> box = (space.lower, space.upper, space.scale)
-        >>> theta, held = torch.zeros(2).double(), torch.tensor([[0.0], [1.0], [2.0]]).double()
-        >>> S = profile_at(evidence, theta, [0], held, *box)
+        >>> one = One(Evidence(space, {"pair": pair}, {"pair": [[0.0, 0.0]]}))
+        >>> held = torch.tensor([[0.0], [1.0], [2.0]]).double()
+        >>> S = profile_at(one, 0, torch.zeros(2).double(), [0], held, space.feasible)
         >>> [round(v, 9) for v in (2 * (S[0] - S)).tolist()]
         [0.0, 1.0, 4.0]
     """
-    start, low, high = (t.repeat(len(values), 1) for t in (theta, lower, upper))
+    space, index = objective.parameters, list(columns)
+    start, low, high = (t.repeat(len(values), 1) for t in (theta, inside.lower, inside.upper))
     for t in (start, low, high):
-        t[:, columns] = values
+        t[:, index] = values
     out = []
-    for part in zip(start.split(_ROWS), low.split(_ROWS), high.split(_ROWS), strict=True):
-        solution = maximise(evidence.derivatives, *part, scale, value=evidence.value)
-        fine = solution.converged | (solution.edm < 1e-6) | torch.isinf(solution.at.value)
+    for begin, below, above in zip(start.split(_ROWS), low.split(_ROWS), high.split(_ROWS), strict=True):
+        own, possible = inside.within(below, above), torch.ones(len(begin), dtype=torch.bool)
+        if not own.is_box:
+            begin, possible = _nearest(own, begin, space.scale)
+        solution = maximise(
+            lambda t, at: objective.derivatives(t, torch.full_like(at, item)),
+            begin,
+            own,
+            space.scale,
+            value=lambda t, at: objective.value(t, torch.full_like(at, item)),
+        )
+        value = torch.where(possible, solution.at.value, -torch.inf)
+        fine = solution.converged | (solution.edm < 1e-6) | torch.isinf(value)
         if not bool(fine.all()):
-            row = part[0][int((~fine).nonzero()[0]), columns].tolist()
-            where = ", ".join(f"{evidence.parameters.names[c]} = {v:.6g}" for c, v in zip(columns, row, strict=True))
+            row = begin[int((~fine).nonzero()[0]), index].tolist()
+            where = ", ".join(f"{space.names[c]} = {v:.6g}" for c, v in zip(index, row, strict=True))
             raise EstimateError(
                 f"the profile at {where} did not converge; hold fewer components, or stay nearer to the maximum"
             )
-        out.append(solution.at.value)
+        out.append(value)
     return torch.cat(out)
 
 
 def profile_intervals(
-    evidence: Evidence,
+    objective: Objective,
+    items: Sequence[int],
     theta: Tensor,
-    maximum: float,
+    maximum: Tensor,
     covariance: Tensor,
     columns: Sequence[int],
-    lower: Tensor,
-    upper: Tensor,
-    scale: Tensor,
+    inside: FeasibleSet,
+    middle: Tensor,
     *,
     level: float = 0.6827,
-) -> list[Interval]:
-    """The profile intervals of several components of one estimate.
+) -> list[list[Interval | EstimateError]]:
+    """The profile intervals of several components of several estimates, all ends searched together.
 
     Arguments:
-        evidence: S.
-        theta: θ̂, shape (P,).
-        maximum: S(θ̂) in nats.
-        covariance: Its covariance, shape (P, P): a guess of the width, no more.
+        objective: S of B data sets.
+        items: Which of them, n.
+        theta: θ̂, shape (n, P).
+        maximum: S(θ̂) in nats, shape (n,).
+        covariance: Their covariances, shape (n, P, P): a guess of the width, no more.
         columns: Which components.
-        lower, upper, scale: Bounds and typical sizes, shape (P,).
+        inside: The feasible set, bounds (P,).
+        middle: A point well inside it, (P,).
         level: The confidence level, in (0, 1).
 
     Returns:
-        The intervals, in the order of ``columns``.
-
-    Raises:
-        EstimateError: when the search finds a higher maximum than θ̂, or does not converge.
+        For each estimate its intervals, in the order of ``columns``; in the place of one that could not be found, the
+        error that says why: the search found a higher maximum than θ̂, or did not converge.
 
     Example:
-        >>> from engine import Parameter, ParameterSpace
+        >>> from engine import Evidence, Parameter, ParameterSpace
+        >>> from engine.objective import One
         >>> from modalities import Gaussian
         >>> space = ParameterSpace([Parameter("a"), Parameter("b")])
         >>> pair = Gaussian(parameter_names=("a", "b"), covariance=[[1.0, 0.5], [0.5, 1.0]])
-        >>> evidence = Evidence(space, {"pair": pair}, {"pair": [[0.0, 0.0]]})
-        >>> box = (space.lower, space.upper, space.scale)
-        >>> theta, maximum = torch.zeros(2).double(), float(evidence.value(torch.zeros(1, 2))[0])
-        >>> profile_intervals(evidence, theta, maximum, pair.covariance, [1], *box, level=0.95)
-        [Interval(-1.95996398, 1.95996398, level=0.95, method='profile')]
+        >>> one = One(Evidence(space, {"pair": pair}, {"pair": [[0.0, 0.0]]}))
+        >>> theta, C = torch.zeros(1, 2).double(), pair.covariance[None]
+        >>> top = one.value(theta, torch.tensor([0]))
+        >>> profile_intervals(one, [0], theta, top, C, [1], space.feasible, space.interior, level=0.95)
+        [[Interval(-1.95996398, 1.95996398, level=0.95, method='profile')]]
     """
     target = math.sqrt(float(scipy.stats.chi2.ppf(level, 1)))
-    at = evidence.derivatives(theta[None])
-    noise = 1e-6 + 16.0 * float(at.resolution[0])
+    space, given = objective.parameters, torch.tensor(list(items))
+    at = objective.derivatives(theta, given)
+    noise = (1e-6 + 16.0 * at.resolution).tolist()
+    reach = {c: extent(inside, c, space.scale, middle) for c in columns}
     ends = [
-        _End(c, side, theta, float((lower, upper)[side > 0][c]), at, covariance, float(scale[c]), target)
+        _End(k, c, side, theta[k], reach[c][side > 0], at, covariance[k], float(space.scale[c]), target)
+        for k in range(len(theta))
         for c in columns
         for side in (-1, 1)
     ]
     for _ in range(80):
-        live = [end for end in ends if end.where is None]
+        live = [end for end in ends if end.where is None and end.error is None]
         if not live:
             break
-        start = torch.minimum(torch.maximum(torch.stack([end.start for end in live]), lower), upper)
-        column, psi = (
-            torch.tensor([end.column for end in live]),
-            torch.tensor([end.psi for end in live], dtype=torch.float64),
-        )
-        value, slope, found, fine = profiled(evidence, start, column, psi, lower, upper, scale)
-        for k, end in enumerate(live):
-            drop = 2.0 * (maximum - float(value[k]))
-            name = evidence.parameters.names[end.column]
-            if not bool(fine[k]):
-                raise EstimateError(
-                    f"the profile of '{name}' at {end.psi:.6g} did not converge; "
-                    "try method='wald', or look at that region with registry.log_evidence"
-                )
-            if drop < -noise:
-                names = evidence.parameters.names
-                point = ", ".join(f"{n} = {v:.6g}" for n, v in zip(names, found[k].tolist(), strict=True))
-                raise EstimateError(
-                    f"the profile found a higher maximum than this estimate (by {-drop / 2:.3g} nats) at {point}; "
-                    "estimate again with start= that point"
-                )
-            end.learn(drop, float(slope[k]), found[k])
-    else:
-        name = next(evidence.parameters.names[end.column] for end in ends if end.where is None)
-        raise EstimateError(
-            f"the profile interval of '{name}' was not found in 80 steps; look at registry.log_evidence along it"
-        )
-    out = []
+        for some in (live[i : i + _ROWS] for i in range(0, len(live), _ROWS)):
+            start = torch.minimum(torch.maximum(torch.stack([end.start for end in some]), inside.lower), inside.upper)
+            column, psi = (
+                torch.tensor([end.column for end in some]),
+                torch.tensor([end.psi for end in some], dtype=torch.float64),
+            )
+            row = torch.tensor([end.row for end in some])
+            found = profiled(objective, start, given[row], column, psi, inside)
+            drops = (2.0 * (maximum[row] - found[0])).tolist()
+            for k, (end, drop, slope, fine) in enumerate(
+                zip(some, drops, found[1].tolist(), found[3].tolist(), strict=True)
+            ):
+                name = space.names[end.column]
+                if not fine:
+                    end.error = (
+                        f"the profile of '{name}' at {end.psi:.6g} did not converge; "
+                        "try method='wald', or look at that region with registry.log_evidence"
+                    )
+                elif drop < -noise[end.row]:
+                    point = ", ".join(f"{n} = {v:.6g}" for n, v in zip(space.names, found[2][k].tolist(), strict=True))
+                    end.error = (
+                        f"the profile found a higher maximum than this estimate (by {-drop / 2:.3g} nats) at {point}; "
+                        "estimate again with start= that point"
+                    )
+                else:
+                    end.learn(drop, slope, found[2][k])
+    out: list[list[Interval | EstimateError]] = [[] for _ in range(len(theta))]
     for low, high in zip(ends[::2], ends[1::2], strict=True):
-        assert low.where is not None
-        assert high.where is not None
+        name = space.names[low.column]
+        missing = f"the profile interval of '{name}' was not found in 80 steps; look at registry.log_evidence along it"
+        if low.where is None or high.where is None:
+            out[low.row].append(EstimateError(low.error or high.error or missing))
+            continue
         marks = tuple(mark for mark, end in (("low", low), ("high", high)) if end.cut)
-        out.append(Interval(low.where, high.where, level=level, method="profile", at_bound=marks))
+        out[low.row].append(Interval(low.where, high.where, level=level, method="profile", at_bound=marks))
     return out
 
 
@@ -219,6 +267,7 @@ class _End:
 
     def __init__(
         self,
+        row: int,
         column: int,
         side: int,
         theta: Tensor,
@@ -228,15 +277,16 @@ class _End:
         scale: float,
         target: float,
     ) -> None:
-        self.column, self.side, self.bound, self.target = column, side, bound, target
+        self.row, self.column, self.side, self.bound, self.target = row, column, side, bound, target
+        self.error: str | None = None
         self.centre = float(theta[column])
-        self.reach = abs(bound - self.centre)
+        self.reach = max(0.0, side * (bound - self.centre))
         self.inner, self.outer, self.blocked, self.retries = 0.0, math.inf, math.inf, 4
         variance = float(covariance[column, column])
         known = math.isfinite(variance) and variance > 0
         # D ≈ 2 |g| δ + J δ²: the first term is there where the maximum sits on a bound
-        push = abs(float(at.score[0, column]))
-        curvature = 1.0 / variance if known else max(0.0, float(at.information[0, column, column]))
+        push = abs(float(at.score[row, column]))
+        curvature = 1.0 / variance if known else max(0.0, float(at.information[row, column, column]))
         flat = not known and push * scale < 1e-12 and curvature * scale**2 < 1e-12
         self.width = scale if flat else target**2 / (push + math.sqrt(push**2 + curvature * target**2))
         self.step = min(self.width, self.reach)

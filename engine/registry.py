@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.agreement import new_constraints, united
+from engine.constraints import SpaceConstraint
 from engine.errors import ObservationError, RegistryError, UnknownPluginError
 from engine.estimate import estimate
 from engine.evidence import Evidence
 from engine.hypotheses import Comparison, compare, probabilities
-from engine.ledger import Ledger, PluginEntry, Verification
+from engine.ledger import ConstraintEntry, Ledger, PluginEntry, Verification
 from engine.modality import Modality
 from engine.observations import Observations
 from engine.parameters import Parameter, ParameterSpace
@@ -35,7 +37,7 @@ Names = str | Sequence[str]
 
 
 class Registry:
-    """An append-only registry of parameters and plugins; see :meth:`create` and :meth:`open`.
+    """An append-only registry of parameters, what constrains them, and plugins; see :meth:`create` and :meth:`open`.
 
     Arguments:
         ledger: What ``registry.toml`` says.
@@ -66,18 +68,25 @@ class Registry:
     # -- the ledger ---------------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, path: str | PathLike[str], parameters: Sequence[Parameter] = ()) -> Registry:
+    def create(
+        cls,
+        path: str | PathLike[str],
+        parameters: Sequence[Parameter] = (),
+        constraints: Sequence[SpaceConstraint] = (),
+    ) -> Registry:
         """A new workspace with its first parameters.
 
         Arguments:
             path: Its folder; it is made where it is not there.
             parameters: θ's components, in order; more can come with plugins.
+            constraints: What several of them must satisfy together (:class:`engine.Linear`, :class:`engine.Simplex`,
+                :class:`engine.PositiveSemidefinite`, :class:`engine.Ball`); more can come later.
 
         Raises:
             RegistryError: where there is a registry already.
-            ParameterError: for a parameter declared twice.
+            ParameterError: for a parameter declared twice, or constraints that conflict.
         """
-        return cls(Ledger.create(Path(path), list(parameters)))
+        return cls(Ledger.create(Path(path), list(parameters), list(constraints)))
 
     @classmethod
     def open(cls, path: str | PathLike[str] = ".", *, trust: bool = False) -> Registry:
@@ -101,7 +110,7 @@ class Registry:
 
     @property
     def parameters(self) -> ParameterSpace:
-        """θ's components, in the order that every (..., P) follows."""
+        """θ's components, in the order that every (..., P) follows, with their ``constraints``."""
         return self._ledger.parameters
 
     @property
@@ -116,7 +125,7 @@ class Registry:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the parameters and the plugins in force, whatever order they came in."""
+        """SHA-256 of the parameters, what constrains them and the plugins in force, whatever order they came in."""
         return self._ledger.digest
 
     def append(
@@ -125,6 +134,7 @@ class Registry:
         modality: Modality,
         *,
         parameters: Sequence[Parameter] = (),
+        constraints: Sequence[SpaceConstraint] = (),
         observations: Any = None,
         supersede: bool = False,
         code: str | PathLike[str] | None = None,
@@ -135,6 +145,8 @@ class Registry:
             name: Letters, digits, ``-`` and ``_``; new, unless ``supersede``.
             modality: The instance; its configuration and weights are written to ``plugins/``.
             parameters: Parameters that the plugin brings along. One that is there already must agree.
+            constraints: What parameters must satisfy together from now on, in every query of this registry; see
+                :meth:`constrain`.
             observations: The plugin's own data, shape (N, *event_shape), used by queries that give no data at all.
             supersede: Put it in the place of the plugin of this name, which stays in the history.
             code: A Python file that defines the modality's class, to be shipped in the plugin's folder. It
@@ -145,7 +157,7 @@ class Registry:
 
         Raises:
             RegistryError: for a name that is taken or not allowed, or parameters that nobody declared.
-            ParameterError: when a parameter's unit, bounds or prior disagree with what is declared.
+            ParameterError: when a parameter's unit, bounds or prior, or a constraint, disagree with what is declared.
             ModalityError: when the modality cannot be written down and built again, or fails on its data.
             ObservationError: for data that break a rule, or are another plugin's data.
         """
@@ -159,28 +171,65 @@ class Registry:
         stored = None
         if observations is not None:
             stored = Observations({name: observations}, {name: modality})[name]
-            self._try(name, modality, parameters, stored)
+            self._try(name, modality, parameters, constraints, stored)
         source = None if code is None else Path(code)
 
         def write(folder: Path) -> None:
             write_plugin(folder, modality, parameters=parameters, observations=stored, code=source)
 
-        self._ledger = self._ledger.append(list(parameters), (name, write), supersede=supersede)
+        self._ledger = self._ledger.append(list(parameters), (name, write), supersede, list(constraints))
         entry = self._ledger.plugins[name]
         self._live[entry.content] = modality
         return entry
 
-    def _try(self, name: str, modality: Modality, parameters: Sequence[Parameter], x: Tensor) -> None:
+    def constrain(self, *constraints: SpaceConstraint) -> tuple[ConstraintEntry, ...]:
+        """Have parameters satisfy something together, for good: constraints are never removed.
+
+        Arguments:
+            constraints: Of parameters that are declared. One that is there already, with the same meaning under
+                whatever name, is left out.
+
+        Returns:
+            The ledger's new entries.
+
+        Raises:
+            ParameterError: for a parameter that nobody declared or that is discrete, a name that has another meaning,
+                or constraints that leave θ no room: the message names those that conflict.
+            RegistryError: for a view of the past.
+
+        Example:
+            >>> import tempfile
+            >>> from engine import Linear
+            >>> registry = Registry.create(tempfile.mkdtemp(), [Parameter("a"), Parameter("b")])
+            >>> [entry.constraint for entry in registry.constrain(Linear({"a": 1, "b": 1}, equal=0))]
+            [Linear(a + b = 0)]
+            >>> registry.constrain(Linear({"a": 1}, lower=1), Linear({"b": 1}, lower=1))
+            Traceback (most recent call last):
+            engine.errors.ParameterError: no θ satisfies these together: 'a + b = 0', '1 ≤ a', '1 ≤ b'; relax one of them
+        """
+        before = len(self._ledger.entries)
+        self._ledger = self._ledger.append(constraints=constraints)
+        return tuple(e for e in self._ledger.entries[before:] if isinstance(e, ConstraintEntry))
+
+    def _try(
+        self,
+        name: str,
+        modality: Modality,
+        parameters: Sequence[Parameter],
+        constraints: Sequence[SpaceConstraint],
+        x: Tensor,
+    ) -> None:
         """Score the plugin's own data once before anything is written, beside the data already here."""
         others = {n: self.plugins[n] for n in self.observed if n != name}
         Observations(
             {**{n: self.observed[n] for n in others}, name: x},
             {**{n: self.modality(n) for n in others}, name: modality},
         )
-        space = ParameterSpace.union({"the registry": self.parameters, name: parameters})
+        together = united(self._ledger.entries, {f"the append of '{name}'": parameters})
+        fresh = new_constraints(self._ledger.entries, constraints)
+        space = ParameterSpace(together, [*self.parameters.constraints, *fresh])
         if all(p in space for p in modality.parameter_names) and not any(space.discrete):
-            middle = space.quantile(torch.full((len(space),), 0.5, dtype=torch.float64).numpy())
-            Evidence(space, {name: modality}, {name: x}).derivatives(middle[None])
+            Evidence(space, {name: modality}, {name: x}).derivatives(space.interior[None])
 
     def verify(self) -> Verification:
         """Check every byte: the chain of seals, and every plugin's folder against its entry.

@@ -14,19 +14,19 @@ from torch import Tensor
 
 from engine.errors import EstimateError, ParameterError
 from engine.evidence import Contribution, Evidence
+from engine.faces import Face
+from engine.objective import One
 from engine.parameters import ParameterSpace
 from engine.profile import profile_at, profile_intervals
-from engine.uncertainty import Covariance, Interval, covariance, godambe, variability
+from engine.search import feasible
+from engine.uncertainty import Covariance, Interval, covariance, curvature_floor, godambe, variability
 
 __all__ = [
     "KINDS",
     "Estimate",
     "ParameterEstimate",
     "Status",
-    "box",
-    "curvature_floor",
     "direction_text",
-    "rank_tolerance",
 ]
 
 #: The kinds of covariance that an estimate can have.
@@ -87,7 +87,7 @@ class Estimate:
         log_evidence: S(θ̂) in nats.
         contributions: Plugin -> its log-evidence, score and information at θ̂.
         null_directions: Directions without curvature, each as name -> component of a unit vector.
-        bounds: Parameters held by an active bound: name -> ``"lower"`` or ``"upper"``.
+        bounds: What holds θ̂: parameter or constraint -> ``"lower"`` or ``"upper"``, ``"border"`` for a cone.
         alternatives: Other maxima nearly as high: (θ, S) each.
         prior: Whether the prior took part (maximum a posteriori) or not (maximum likelihood).
         edm: The increase of S still expected at θ̂, in nats.
@@ -126,6 +126,7 @@ class Estimate:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, float] = field(default_factory=dict)
     rank: float = 1e-10
+    _face: Face | None = field(default=None, repr=False, compare=False)
     _evidence: Evidence | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -173,15 +174,16 @@ class Estimate:
         evidence = self._usable("a covariance")
         fixed, floor, rank = self._fixed(), curvature_floor(self.parameters, self.theta), self.rank
         if kind == "observed":
-            known = covariance(self.information, fixed, floor, kind=kind, rank=rank)
+            known = covariance(self.information, fixed, floor, kind=kind, rank=rank, face=self._face)
         elif kind == "godambe":
-            known = godambe(self.information, self._variability(evidence, paired), fixed, floor, rank=rank)
+            K = self._variability(evidence, paired)
+            known = godambe(self.information, K, fixed, floor, rank=rank, face=self._face)
         else:
             parts = evidence.expected_information(self.theta, simulations=simulations, seed=seed)
             J = torch.stack([parts[name] for name in sorted(parts)]).sum(0)
             if self.prior:
                 J = J + evidence.prior_derivatives(self.theta[None])[2][0]
-            known = covariance(J, fixed, floor, kind=kind, rank=rank)
+            known = covariance(J, fixed, floor, kind=kind, rank=rank, face=self._face)
         return known.without(self.parameters.indices(sorted({n for d in self.null_directions for n in d})))
 
     def _variability(self, evidence: Evidence, paired: bool) -> Tensor:
@@ -230,30 +232,38 @@ class Estimate:
         for name in names:
             if name in self.fixed:
                 raise EstimateError(f"'{name}' was fixed at {self.fixed[name]:g}: it has no interval")
-        lower, upper = box(self.parameters, self.fixed)
+        inside, middle = feasible(self.parameters, self.fixed)
         if method == "wald":
-            return {n: self._wald(n, level, lower, upper) for n in names}
+            return {n: self._wald(n, level, inside.lower, inside.upper) for n in names}
         if method != "profile":
             raise EstimateError(f"the method of an interval is 'profile' or 'wald', got {method!r}")
-        heard = (
-            set(self.parameters.names)
-            if self.prior
-            else {p for m in evidence.modalities.values() for p in m.parameter_names}
-        )
-        deaf = [n for n in names if n not in heard]
+        deaf = [n for n in names if n not in self._heard(evidence)]
         found = profile_intervals(
-            evidence,
-            self.theta,
-            self.log_evidence,
-            self.uncertainty().matrix,
+            One(evidence),
+            [0],
+            self.theta[None],
+            torch.tensor([self.log_evidence], dtype=torch.float64),
+            self.uncertainty().matrix[None],
             [i for n, i in zip(names, columns, strict=True) if n not in deaf],
-            lower,
-            upper,
-            self.parameters.scale,
+            inside,
+            middle,
             level=level,
-        )
+        )[0]
         rest = iter(found)
-        return {n: _whole_range(self.parameters[n].bounds, level) if n in deaf else next(rest) for n in names}
+        out: dict[str, Interval] = {}
+        for n in names:
+            interval = _whole_range(self.parameters[n].bounds, level) if n in deaf else next(rest)
+            if isinstance(interval, EstimateError):
+                raise interval
+            out[n] = interval
+        return out
+
+    def _heard(self, evidence: Evidence) -> set[str]:
+        """The parameters that something depends on: a plugin, the prior or a constraint."""
+        if self.prior:
+            return set(self.parameters.names)
+        plugins = {p for m in evidence.modalities.values() for p in m.parameter_names}
+        return plugins | {p for c in self.parameters.constraints for p in c.parameters}
 
     def profile(self, held: Mapping[str, Sequence[float] | Tensor]) -> Tensor:
         """D = 2 [S(θ̂) − max S] with some parameters held, the others free inside their bounds.
@@ -273,13 +283,13 @@ class Estimate:
         given = [torch.as_tensor(v, dtype=torch.float64).reshape(-1) for v in held.values()]
         if not given or len({len(v) for v in given}) > 1:
             raise ParameterError(f"give K values for each parameter held, got {[len(v) for v in given]}")
-        lower, upper = box(self.parameters, self.fixed)
+        inside, _ = feasible(self.parameters, self.fixed)
         for name, v in zip(held, given, strict=True):
             low, high = self.parameters[name].bounds
             if not bool(((v >= low) & (v <= high)).all()):
                 raise ParameterError(f"'{name}' cannot be held outside its bounds ({low:g}, {high:g})")
-        args = (columns, torch.stack(given, -1), lower, upper, self.parameters.scale)
-        return 2.0 * (self.log_evidence - profile_at(evidence, self.theta, *args))
+        values = torch.stack(given, -1)
+        return 2.0 * (self.log_evidence - profile_at(One(evidence), 0, self.theta, columns, values, inside))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything a machine would want, as plain values; infinite and undefined numbers are None."""
@@ -363,77 +373,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(v) for v in value]
     return value if not isinstance(value, float) or math.isfinite(value) else None
-
-
-def curvature_floor(space: ParameterSpace, theta: Tensor) -> Tensor:
-    """Curvatures that count as none: rounding, for a parameter whose prior tells its size; else exactly zero.
-
-    Arguments:
-        space: The parameters.
-        theta: Where the curvature is taken, shape (P,).
-
-    Returns:
-        Shape (P,), in the units of the information's diagonal.
-
-    Example:
-        >>> from torch.distributions import Uniform
-        >>> from engine import Parameter
-        >>> space = ParameterSpace([Parameter("a", prior=Uniform(0.0, 2.0)), Parameter("b")])
-        >>> curvature_floor(space, torch.ones(2, dtype=torch.float64)).tolist()
-        [1e-14, 0.0]
-    """
-    size = torch.maximum(space.scale, theta.abs().nan_to_num())
-    known = torch.tensor([p.prior is not None for p in space])
-    return torch.where(known, 1e-14 / size**2, 0.0)
-
-
-def rank_tolerance(evidence: Evidence) -> float:
-    """The smallest scaled eigenvalue that is more than rounding in the coarsest plugin's arithmetic.
-
-    Arguments:
-        evidence: S, whose plugins are evaluated in float32 or float64.
-
-    Returns:
-        1e-5 where a plugin is evaluated in float32, else 1e-10.
-
-    Example:
-        >>> from engine import Parameter
-        >>> from modalities import Gaussian
-        >>> modality = Gaussian(parameter_names=("mu",), sd=2.0)
-        >>> rank_tolerance(Evidence(ParameterSpace([Parameter("mu")]), {"a": modality}, {"a": [[1.0]]}))
-        1e-10
-    """
-    return 1e-5 if any(m.dtype == torch.float32 for m in evidence.modalities.values()) else 1e-10
-
-
-def box(space: ParameterSpace, fixed: Mapping[str, float]) -> tuple[Tensor, Tensor]:
-    """The bounds, drawn together where a value is fixed.
-
-    Arguments:
-        space: The parameters.
-        fixed: Parameter -> the value it is held at.
-
-    Returns:
-        Lower and upper bounds, shape (P,) each, float64.
-
-    Raises:
-        ParameterError: for a value outside its bounds, or a name that is not there.
-
-    Example:
-        >>> from engine import Parameter
-        >>> lower, upper = box(ParameterSpace([Parameter("a", bounds=(0.0, 1.0)), Parameter("b")]), {"b": 2.0})
-        >>> lower.tolist(), upper.tolist()
-        ([0.0, 2.0], [1.0, 2.0])
-    """
-    lower, upper = space.lower.clone(), space.upper.clone()
-    for name, value in fixed.items():
-        i = space.index(name)
-        if not lower[i] <= value <= upper[i]:
-            raise ParameterError(
-                f"'{name}' cannot be fixed at {value:g}, outside its bounds ({lower[i]:g}, {upper[i]:g})"
-            )
-        lower[i] = upper[i] = float(value)
-    return lower, upper
 
 
 def direction_text(direction: Mapping[str, float]) -> str:

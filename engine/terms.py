@@ -1,7 +1,12 @@
 r"""One plugin's part of the sum, evaluated and differentiated: Σ_i s(x_i; θ), its score and its information.
 
-A term is one plugin, or several of one class and shape evaluated as one. Every rule of the contract that an
-evaluation can break is an error here that names the plugin.
+A term is one plugin, or several of one class and shape evaluated as one. Its derivatives are those that the
+modality writes down (:meth:`engine.modality.Modality.derivatives`), or else those of its scalar by reverse mode
+twice. Every rule of the contract that an evaluation can break is an error here that names the plugin.
+
+A block of data is x (G, 1, B, *event), the same for every θ (G, K, P_m), or x (G, K, B, *event), one data set for each;
+a mask, boolean and broadcasting to (G, K, B), says which observations count. What x holds at the others is never
+looked at.
 
 References:
     | Neumaier, Z. Angew. Math. Mech. 54 (1974) 39, compensated summation
@@ -11,11 +16,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from engine.errors import EvidenceError, ModalityError
 from engine.modality import Modality
@@ -27,6 +33,8 @@ __all__: list[str] = []  # the sum's own machinery: see engine.evidence
 _KEPT = 2**22  # numbers of one plugin's data that are kept ready between evaluations
 # Entries of (θ, observation, event) evaluated together: a modality may need hundreds of numbers for each.
 ELEMENTS = 2**18
+_CACHED = 2**16  # the same for closed forms, whose few temporaries stay in the processor's cache: 512 KB each
+_ALONE = 2**12  # entries of one plugin from which stacked ones are quicker one by one than through vmap
 
 
 class _Sum:
@@ -65,21 +73,33 @@ class Term:
         self.data = data
         self.index = torch.tensor([space.indices(m.parameter_names) for m in modalities])  # (G, P_m)
         self._call: Callable[[Tensor, Tensor], Any] = self._one
+        self.closed = all(m.has_derivatives for m in modalities)
         self._x: Tensor | None = None
         self._ready: list[Tensor] | None = None
+        self._filled: Any = WeakTensorKeyDictionary()  # x -> versions, mask, x without the entries that do not count
+        self._prepared: Any = WeakTensorKeyDictionary()  # x -> version, what the plugins make of it
         if len(names) > 1:
-            state = torch.func.stack_module_state(modalities)  # pyright: ignore[reportArgumentType]
-            base = copy.deepcopy(self.modality).to("meta")
-
-            def call(parameters: Any, buffers: Any, x: Tensor, theta: Tensor) -> Tensor:
-                return torch.func.functional_call(base, (parameters, buffers), (x, theta))
-
-            self._call = lambda x, theta: torch.func.vmap(call)(*state, x, theta)
-            self._x = torch.stack([data[name] for name in names])
+            self._stack()
 
     def _one(self, x: Tensor, theta: Tensor) -> Any:
         result = self.modality(x[0], theta[0])
         return result[None] if isinstance(result, Tensor) else result
+
+    def _stack(self) -> None:
+        weights, buffers = torch.func.stack_module_state(self.modalities)  # pyright: ignore[reportArgumentType]
+        base = copy.deepcopy(self.modality).to("meta")
+
+        def call(weights: Any, buffers: Any, x: Tensor, theta: Tensor) -> Tensor:
+            return torch.func.functional_call(base, (weights, buffers), (x, theta))
+
+        def derive(state: Any, *args: Tensor) -> Any:
+            found = torch.func.functional_call(closed, state, args)
+            return tuple(_padded(value, 2 + n) for n, value in enumerate(found))
+
+        self._call = lambda x, theta: torch.func.vmap(call)(weights, buffers, x, theta)
+        closed, state = _Closed(base), {f"base.{name}": t for name, t in (*weights.items(), *buffers.items())}
+        self._derive = lambda *args: torch.func.vmap(derive)(state, *args)
+        self._x = torch.stack([self.data[name] for name in self.names])
 
     def blocks(self) -> Any:
         """The data (G, 1, B, *event) in the plugin's dtype, ready to broadcast against θ; kept where it is small."""
@@ -95,16 +115,8 @@ class Term:
         return self._ready
 
     def scalars(self, x: Tensor, theta: Tensor) -> Tensor:
-        """s of shape (G, K, B) in the plugin's own dtype, from x (G, 1, B, *event), θ (G, K, 1, P_m)."""
-        version = x._version
-        try:
-            s = self._call(x, theta.to(self.dtype))
-        except EvidenceError as error:
-            raise type(error)(f"{self.label}: {error}") from error
-        except (Exception, SystemExit, GeneratorExit) as error:
-            raise ModalityError(f"{self.label} raised {type(error).__name__} in log_evidence: {error}") from error
-        if x._version != version:
-            raise ModalityError(f"{self.label} changed its data in place; log_evidence must leave x as it is")
+        """s of shape (G, K, B) in the plugin's own dtype, from x (G, 1 or K, B, *event), θ (G, K, 1, P_m)."""
+        s = self._guarded("log_evidence", x, lambda: self._call(x, theta.to(self.dtype)))
         if not isinstance(s, Tensor):
             raise ModalityError(f"log_evidence must return a torch.Tensor, got {_what(s)} from {self.label}")
         if s.shape != (expected := (x.shape[0], theta.shape[1], x.shape[2])):
@@ -120,24 +132,40 @@ class Term:
             )
         return s
 
+    def _guarded(self, method: str, x: Tensor, call: Callable[[], Any], label: str = "") -> Any:
+        version, label = x._version, label or self.label
+        try:
+            result = call()
+        except EvidenceError as error:
+            raise type(error)(f"{label}: {error}") from error
+        except (Exception, SystemExit, GeneratorExit) as error:
+            raise ModalityError(f"{label} raised {type(error).__name__} in {method}: {error}") from error
+        if x._version != version:
+            raise ModalityError(f"{label} changed its data in place; {method} must leave x as it is")
+        return result
+
     def refuse_bad(self, theta: Tensor) -> None:
         """Name the plugin, θ and observation whose scalar is NaN or +∞, at θ (K, P) where some sum was."""
-        start = 0
+        start, local = 0, theta.detach()[:, self.index].movedim(0, 1)
         for x in self.blocks():
-            local = theta.detach()[:, self.index].movedim(0, 1)[:, :, None]
-            for k in range(0, len(theta), step := self._chunk(x)):
-                part = local[:, k : k + step]
-                s = self.scalars(x, part).detach()
-                bad = torch.isnan(s) | (s == torch.inf)
-                if bool(bad.any()):
-                    g, at, i = bad.nonzero()[0].tolist()
-                    names = self.modalities[g].parameter_names
-                    where = ", ".join(f"{p} = {v:.6g}" for p, v in zip(names, part[g, at, 0].tolist(), strict=True))
-                    raise ModalityError(
-                        f"log_evidence must be a number or −∞, got {s[g, at, i].item()} from plugin '{self.names[g]}' at {where}, "
-                        f"observation {start + i}; return −∞ where θ is impossible, or narrow the parameter's bounds"
-                    )
+            self.refuse_bad_block(x, local, start=start)
             start += x.shape[2]
+
+    def refuse_bad_block(self, x: Tensor, local: Tensor, mask: Tensor | None = None, start: int = 0) -> None:
+        """The same for one block at local θ (G, K, P_m), whose first observation has the number ``start``."""
+        x, mask = self._counted(x, local, mask)
+        for at in _steps(local.shape[1], self._chunk(x)):
+            s = self.scalars(_rows(x, at), local[:, at, None].detach()).detach()
+            bad = torch.isnan(s) | (s == torch.inf)
+            bad = bad if mask is None else bad & mask[:, at]
+            if bool(bad.any()):
+                g, k, i = bad.nonzero()[0].tolist()
+                names = self.modalities[g].parameter_names
+                where = ", ".join(f"{p} = {v:.6g}" for p, v in zip(names, local[g, at][k].tolist(), strict=True))
+                raise ModalityError(
+                    f"log_evidence must be a number or −∞, got {s[g, k, i].item()} from plugin '{self.names[g]}' at {where}, "
+                    f"observation {start + i}; return −∞ where θ is impossible, or narrow the parameter's bounds"
+                )
 
     def refuse_company(self, local: Tensor) -> None:
         """Compare up to three observations scored alone with the same among the others, at one local θ (P_m,)."""
@@ -158,58 +186,157 @@ class Term:
 
     def value(self, theta: Tensor) -> Tensor:
         """Σ_i s (G, K) at θ (K, P)."""
-        local = theta[:, self.index].movedim(0, 1)[:, :, None]  # (G, K, 1, P_m)
+        local = theta[:, self.index].movedim(0, 1)  # (G, K, P_m)
         total = _Sum()
         for x in self.blocks():
-            step = self._chunk(x)
-            if len(theta) <= step:
-                total.add(self.scalars(x, local).to(torch.float64).sum(-1))
-            else:
-                parts = [self.scalars(x, part).to(torch.float64).sum(-1) for part in local.split(step, dim=1)]
-                total.add(torch.cat(parts, 1))
+            total.add(self.block_value(x, local))
         return total.result
+
+    def block_value(self, x: Tensor, local: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Σ_i s (G, K) over one block, at local θ (G, K, P_m)."""
+        x, mask = self._counted(x, local, mask)
+        parts = []
+        for at in _steps(local.shape[1], self._chunk(x)):
+            s = self.scalars(_rows(x, at), local[:, at, None]).to(torch.float64)
+            parts.append((s if mask is None else torch.where(mask[:, at], s, 0.0)).sum(-1))
+        return _joined(parts, 1)
 
     def derivatives(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Σ_i s, ∇, −∇² and resolution: (G, K), (G, K, P_m), (G, K, P_m, P_m), (G, K), from θ (K, P)."""
         local = theta.detach()[:, self.index].movedim(0, 1)  # (G, K, P_m)
         sums = [_Sum() for _ in range(4)]
         for x in self.blocks():
-            step = max(1, self._chunk(x) // 4)
-            parts = [self._block_derivatives(x, part) for part in local.split(step, dim=1)]
-            for total, pieces in zip(sums, zip(*parts, strict=True), strict=True):
-                total.add(torch.cat(pieces, 1))
+            for total, part in zip(sums, self._block_derivatives(x, local), strict=True):
+                total.add(part)
         value, score, information, resolution = (s.result for s in sums)
         return value, score, information, resolution
 
-    def _block_derivatives(self, x: Tensor, local: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        with torch.inference_mode(False), torch.enable_grad():
-            leaf = local.clone().requires_grad_()
-            s = self.scalars(x, leaf[:, :, None])
-            total = s.to(torch.float64).sum(-1)
-            if not total.requires_grad:
-                raise ModalityError(
-                    f"the scalar of {self.label} is detached from θ: it has no gradient; "
-                    "keep to torch operations, without .detach(), .item() or .numpy() on the way"
-                )
-            finite = torch.isfinite(total.detach())  # the rest is −∞, or refused with the value
-            score = gradient(total.sum(), leaf)
-            information = torch.zeros(*leaf.shape, leaf.shape[-1], dtype=torch.float64)
-            if score.requires_grad:
-                for j in range(leaf.shape[-1]):
-                    information[..., j, :] = -gradient(score[..., j].sum(), leaf, retain=True).detach()
-        information = 0.5 * (information + information.mT)
-        score = score.detach()
+    def _block_derivatives(
+        self, x: Tensor, local: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same over one block, at local θ (G, K, P_m)."""
+        x, mask = self._counted(x, local, mask)
+        found = self._closed(x, local, mask) if self.closed else self._automatic(x, local, mask)
+        value, score, information, resolution = found
+        finite = torch.isfinite(value)  # the rest is −∞, or refused with the value
         for what, values in (("score", score), ("second derivative", information)):
+            if math.isfinite(float(values.sum())):  # the usual case, quickly
+                continue
             bad = torch.isnan(values) & finite.reshape(*finite.shape, *[1] * (values.dim() - 2))
             if bool(bad.any()):
                 at = bad.nonzero()[0].tolist()
                 point = ", ".join(f"{v:.6g}" for v in local[at[0], at[1]].tolist())
+                advice = "a masked branch that divides by zero is the usual cause (mask its input, not its output)"
+                advice = "correct its closed form in derivatives()" if self.closed else advice
                 raise ModalityError(
                     f"the {what} of plugin '{self.names[at[0]]}' is {values[tuple(at)].item()} at θ = ({point}) although its "
-                    "scalar is finite; a masked branch that divides by zero is the usual cause (mask its input, not its output)"
+                    f"scalar is finite; {advice}"
                 )
-        resolution = s.detach().to(torch.float64).abs().sum(-1) * torch.finfo(s.dtype).eps
-        return total.detach(), score, information, resolution
+        return value, score, information, resolution
+
+    def _automatic(self, x: Tensor, local: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+        """By reverse mode twice: P_m + 1 passes backwards."""
+        parts = []
+        for at in _steps(local.shape[1], max(1, self._chunk(x) // 4)):
+            here = None if mask is None else mask[:, at]
+            with torch.inference_mode(False), torch.enable_grad():
+                leaf = local[:, at].clone().requires_grad_()
+                s = self.scalars(_rows(x, at), leaf[:, :, None])
+                rounding = torch.finfo(s.dtype).eps
+                s = s.to(torch.float64) if here is None else torch.where(here, s.to(torch.float64), 0.0)
+                total = s.sum(-1)
+                if not total.requires_grad:
+                    raise ModalityError(
+                        f"the scalar of {self.label} is detached from θ: it has no gradient; "
+                        "keep to torch operations, without .detach(), .item() or .numpy() on the way"
+                    )
+                score = gradient(total.sum(), leaf)
+                information = torch.zeros(*leaf.shape, leaf.shape[-1], dtype=torch.float64)
+                if score.requires_grad:
+                    for j in range(leaf.shape[-1]):
+                        information[..., j, :] = -gradient(score[..., j].sum(), leaf, retain=True).detach()
+            score = score.detach()
+            if here is not None:  # a θ with no data gives no derivative, whatever was put in the data's place
+                some = here.any(-1, keepdim=True)
+                score, information = torch.where(some, score, 0.0), torch.where(some[..., None], information, 0.0)
+            resolution = s.detach().abs().sum(-1) * rounding
+            parts.append((total.detach(), score, 0.5 * (information + information.mT), resolution))
+        return tuple(_joined(pieces, 1) for pieces in zip(*parts, strict=True))
+
+    def _closed(self, x: Tensor, local: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+        """As the modality writes them down, in pieces that stay in the cache."""
+        G, K, P = local.shape
+        prepared, theta, size = self._prepare(x), local[:, :, None].to(self.dtype), x[0, 0].numel()
+        sums = tuple(torch.empty(G, K, *event, dtype=torch.float64) for event in ((), (P,), (P, P), ()))
+        if G > 1 and size * K < _ALONE:
+            self._pieces(sums, self._derive, size * G, x, theta, mask, prepared, self.label)
+        else:
+            for g, (name, modality) in enumerate(zip(self.names, self.modalities, strict=True)):
+                own, here, known = (t[g] for t in sums), None if mask is None else mask[g], [t[g] for t in prepared]
+                self._pieces(tuple(own), modality.derivatives, size, x[g], theta[g], here, known, _label([name]))
+        return sums
+
+    def _pieces(
+        self,
+        sums: tuple[Tensor, ...],
+        call: Callable[..., Any],
+        size: int,
+        x: Tensor,
+        theta: Tensor,
+        mask: Tensor | None,
+        known: list[Tensor],
+        label: str,
+    ) -> None:
+        """Write sums over B, of shape (K, ...), from x (1 or K, B, *event) and θ (K, 1, P_m); or all with G in front."""
+        dim = theta.dim() - 3  # that of K
+        for at in _steps(theta.shape[dim], max(1, _CACHED // max(1, size))):
+            part, *args = (_rows(t, at, dim) for t in (x, theta, *known))
+            with torch.inference_mode(False), torch.no_grad():
+                found = self._guarded("derivatives", x, lambda: call(part, *args), label)  # noqa: B023
+            if not isinstance(found, tuple) or len(found) != 3:
+                raise ModalityError(
+                    f"derivatives must return the scalar, its score and its information, got {_what(found)} from {label}; "
+                    "return three tensors"
+                )
+            batch, here = (*args[0].shape[:-2], x.shape[dim + 1]), None if mask is None else _rows(mask, at, dim)
+            s, u, J = (_fitted(value, batch, theta.shape[-1:] * n, label) for n, value in enumerate(found))
+            value, score, information, resolution = (_rows(t, at, dim) for t in sums)
+            value.copy_(_over(s, batch, here))
+            score.copy_(_over(u, batch, here))
+            J = _over(J, batch, here)
+            torch.add(J, J.mT, out=information).mul_(0.5)
+            resolution.copy_(_over(s.abs(), batch, here)).mul_(torch.finfo(s.dtype).eps)
+
+    def _counted(self, x: Tensor, local: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """x with another observation that counts in the place of each that does not, and the mask in full."""
+        if mask is None:
+            return x, None
+        full = mask.expand(len(x), local.shape[1], x.shape[2])
+        kept = self._filled.get(x)
+        if kept is None or kept[0] is not mask or kept[1] != (x._version, mask._version):
+            with torch.inference_mode(False), torch.no_grad():
+                kept = self._filled[x] = (mask, (x._version, mask._version), _filled(x, full))
+        return x if kept[2] is None else kept[2], full
+
+    def _prepare(self, x: Tensor) -> list[Tensor]:
+        """What the plugins keep of x (G, 1 or K, B, *event): tensors (G, 1 or K, B, ...), computed once."""
+        if not self.modality.prepares:
+            return []
+        kept = self._prepared.get(x)
+        if kept is None or kept[0] != x._version:
+            with torch.inference_mode(False), torch.no_grad():
+                made = [
+                    self._guarded("prepare", x, lambda m=m, v=v: m.prepare(v))
+                    for m, v in zip(self.modalities, x, strict=True)
+                ]
+            for name, tensors in zip(self.names, made, strict=True):
+                if not isinstance(tensors, tuple) or any(t.shape[:2] != x.shape[1:3] for t in tensors):
+                    raise ModalityError(
+                        f"prepare must return a tuple of tensors, each with x's leading dimensions, got another from {_label([name])}; "
+                        "keep one entry for each observation"
+                    )
+            kept = self._prepared[x] = (x._version, [torch.stack(tensors) for tensors in zip(*made, strict=True)])
+        return kept[1]
 
     def pairs(self, x: Tensor, theta: Tensor) -> Tensor:
         """s of single pairs: x (B, *event), θ (B, P_m) -> (B,)."""
@@ -217,10 +344,96 @@ class Term:
 
     @property
     def label(self) -> str:
-        return f"plugin{'s' * (len(self.names) > 1)} {', '.join(repr(n) for n in self.names)}"
+        return _label(self.names)
 
     def _chunk(self, x: Tensor) -> int:
-        return max(1, ELEMENTS // max(1, x.numel()))
+        return max(1, ELEMENTS // max(1, x[:, :1].numel()))
+
+
+class _Closed(nn.Module):
+    """A modality that is called for its derivatives, as ``functional_call`` can."""
+
+    def __init__(self, base: Modality) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, *args: Tensor) -> Any:
+        return self.base.derivatives(*args)
+
+
+def _label(names: Sequence[str]) -> str:
+    return f"plugin{'s' * (len(names) > 1)} {', '.join(repr(n) for n in names)}"
+
+
+def _steps(n: int, step: int) -> list[slice]:
+    return [slice(k, k + step) for k in range(0, max(n, 1), step)]
+
+
+def _rows(x: Tensor, at: slice, dim: int = 1) -> Tensor:
+    """The rows of θ's own data sets; a data set that all θ share as it is."""
+    return (x[:, at] if dim else x[at]) if x.shape[dim] > 1 else x
+
+
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
+
+
+def _padded(value: Tensor, dim: int) -> Tensor:
+    return value[(None,) * (dim - value.dim())] if value.dim() < dim else value
+
+
+def _fitted(value: Any, batch: tuple[int, ...], event: tuple[int, ...], label: str) -> Tensor:
+    """What a closed form returned, with the batch's number of dimensions; an error where it does not broadcast."""
+    what = ("scalar", "score", "information")[len(event)]
+    if not isinstance(value, Tensor) or value.dtype not in (torch.float64, torch.float32):
+        seen = value.dtype if isinstance(value, Tensor) else _what(value)
+        raise ModalityError(
+            f"derivatives must return float32 or float64 tensors, got {seen} as the {what} from {label}"
+        )
+    full = _padded(value, len(batch) + len(event))
+    if full.shape[len(batch) :] != event or any(n not in (1, m) for n, m in zip(full.shape, batch, strict=False)):
+        K, B = batch[-2:]
+        seen = tuple(full.shape[len(batch) - 2 :])
+        raise ModalityError(
+            f"the {what} of derivatives must have a shape that broadcasts to {(K, B, *event)} for {K} θ and {B} observations, "
+            f"got {seen} from {label}; return one for each (x, θ)"
+        )
+    return full
+
+
+def _over(value: Tensor, batch: tuple[int, ...], mask: Tensor | None) -> Tensor:
+    """Σ over the last dimension of the batch, of the observations that count, in float64."""
+    dim, event = len(batch) - 1, value.shape[len(batch) :]
+    if value.shape[dim] == 1 or value.stride(dim) == 0:  # the same for every observation
+        total = value.select(dim, 0).to(torch.float64)
+        if mask is not None:
+            count = mask.sum(dim).reshape(*batch[:-1], *[1] * len(event))
+            total = torch.where(count > 0, total * count, 0.0)
+        elif batch[dim] != 1:
+            total = total * batch[dim]
+    else:
+        value = value.to(torch.float64)
+        if mask is not None:
+            value = torch.where(mask.reshape(*mask.shape, *[1] * len(event)), value, 0.0)
+        total = value.sum(dim)
+    return total.expand(*batch[:-1], *event)
+
+
+def _filled(x: Tensor, mask: Tensor) -> Tensor | None:
+    """x (G, 1 or K, B, *event), or None where every one counts, with the first observation of a row that counts wherever one does not.
+
+    Nothing is evaluated at what a mask hides: padding may be NaN, or outside the support, and a gradient of 0 times
+    NaN is NaN. Rows in which none counts take the observation of another row.
+    """
+    if bool(mask.all()):
+        return None
+    some, first = mask.any(2), mask.to(torch.uint8).argmax(2)  # (G, K)
+    fallback = some.to(torch.uint8).argmax(1)  # (G)
+    g = torch.arange(len(x))
+    k = torch.where(some, torch.arange(mask.shape[1]), fallback[:, None])  # (G, K)
+    own = k if x.shape[1] > 1 else torch.zeros_like(k)
+    fill = x[g[:, None], own, first.gather(1, k)]  # (G, K, *event)
+    return torch.where(mask.reshape(*mask.shape, *[1] * (x.dim() - 3)), x, fill[:, :, None])
 
 
 def gradient(scalar: Tensor, leaf: Tensor, retain: bool = False) -> Tensor:

@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 
 from engine.errors import EstimateError
+from engine.faces import Face
+from engine.parameters import ParameterSpace
 
-__all__ = ["Covariance", "Interval", "covariance", "godambe", "variability"]
+__all__ = ["Covariance", "Interval", "covariance", "curvature_floor", "godambe", "variability"]
 
 _RANK = 1e-10  # scaled eigenvalues below this are rounding, for information computed in float64
 _INVOLVED = 1e-6  # a smaller share of a flat direction, in units of standard errors, is rounding too
@@ -102,7 +104,9 @@ class Covariance:
         return Covariance(matrix, self.kind, self.null)
 
 
-def covariance(information: Tensor, fixed: Tensor, floor: Tensor, *, kind: str, rank: float = _RANK) -> Covariance:
+def covariance(
+    information: Tensor, fixed: Tensor, floor: Tensor, *, kind: str, rank: float = _RANK, face: Face | None = None
+) -> Covariance:
     """The projected covariance of one estimate.
 
     Arguments:
@@ -111,6 +115,7 @@ def covariance(information: Tensor, fixed: Tensor, floor: Tensor, *, kind: str, 
         floor: Curvatures that count as none at all, shape (P,), in the units of J's diagonal.
         kind: What J is, for the record.
         rank: The smallest eigenvalue, relative to the largest, of J scaled to a unit diagonal that counts.
+        face: What else holds the estimate than bounds, K = 1: linear rows and cones.
 
     Returns:
         C, shape (P, P), in the squared units of θ.
@@ -124,20 +129,48 @@ def covariance(information: Tensor, fixed: Tensor, floor: Tensor, *, kind: str, 
         >>> result.sd.tolist(), [round(v, 4) for v in result.null[0].tolist()]
         ([inf, inf], [0.7071, -0.7071])
     """
-    inverse, null, involved = _inverse(information, fixed, floor, rank)
+    inverse, null, involved = _inverse(information, fixed, floor, rank, face)
     known = Covariance(inverse, kind, null).without(involved.nonzero()[:, 0].tolist())
     return _held(known, fixed)
 
 
+def curvature_floor(space: ParameterSpace, theta: Tensor) -> Tensor:
+    """Curvatures that count as none: rounding, for a parameter whose prior tells its size; else exactly zero.
+
+    Arguments:
+        space: The parameters.
+        theta: Where the curvature is taken, shape (P,).
+
+    Returns:
+        Shape (P,), in the units of the information's diagonal.
+
+    Example:
+        >>> from torch.distributions import Uniform
+        >>> from engine import Parameter
+        >>> space = ParameterSpace([Parameter("a", prior=Uniform(0.0, 2.0)), Parameter("b")])
+        >>> curvature_floor(space, torch.ones(2, dtype=torch.float64)).tolist()
+        [1e-14, 0.0]
+    """
+    size = torch.maximum(space.scale, theta.abs().nan_to_num())
+    known = torch.tensor([p.prior is not None for p in space])
+    return torch.where(known, 1e-14 / size**2, 0.0)
+
+
 def godambe(
-    information: Tensor, variability: Tensor, fixed: Tensor, floor: Tensor, *, rank: float = _RANK
+    information: Tensor,
+    variability: Tensor,
+    fixed: Tensor,
+    floor: Tensor,
+    *,
+    rank: float = _RANK,
+    face: Face | None = None,
 ) -> Covariance:
     """Godambe's covariance J⁻¹ K J⁻¹ of one estimate, on the free block.
 
     Arguments:
         information: J, shape (P, P).
         variability: K, the variance of the total score, shape (P, P).
-        fixed, floor, rank: As for :func:`covariance`.
+        fixed, floor, rank, face: As for :func:`covariance`.
 
     Returns:
         C, shape (P, P), in the squared units of θ.
@@ -150,7 +183,7 @@ def godambe(
         >>> godambe(J, K, torch.tensor([False]), torch.zeros(1)).matrix.item()
         2.0
     """
-    inverse, null, involved = _inverse(information, fixed, floor, rank)
+    inverse, null, involved = _inverse(information, fixed, floor, rank, face)
     matrix = inverse @ variability @ inverse
     known = Covariance(0.5 * (matrix + matrix.mT), "godambe", null).without(involved.nonzero()[:, 0].tolist())
     return _held(known, fixed)
@@ -202,9 +235,13 @@ def variability(scores: Mapping[str, Tensor], *, paired: bool = False) -> Tensor
     return total
 
 
-def _inverse(information: Tensor, fixed: Tensor, floor: Tensor, rank: float) -> tuple[Tensor, Tensor, Tensor]:
+def _inverse(
+    information: Tensor, fixed: Tensor, floor: Tensor, rank: float, face: Face | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The inverse on what is free and curved; the flat directions; the parameters they move."""
     P = len(information)
+    if face is not None:
+        return _along(face, information, fixed, rank)
     diagonal = information.diagonal()
     deaf = ~fixed & (diagonal.abs() <= floor)
     use = (~fixed & ~deaf).nonzero()[:, 0]
@@ -214,21 +251,51 @@ def _inverse(information: Tensor, fixed: Tensor, floor: Tensor, rank: float) -> 
     if len(use):
         block = information[use[:, None], use]
         unit = 1.0 / block.diagonal().abs().sqrt()
-        values, vectors = torch.linalg.eigh(block * unit[:, None] * unit)
-        top = float(values.abs().max())
-        if float(values[0]) < -max(1e-7, rank) * top:
-            raise EstimateError(
-                f"the information has a negative eigenvalue ({float(values[0]):.3g} of {top:.3g}, scaled): this is not a maximum"
-            )
-        flat = values <= rank * top
-        good = vectors[:, ~flat]
-        inverse[use[:, None], use] = (good / values[~flat]) @ good.mT * unit[:, None] * unit
-        for u in vectors[:, flat].mT:
-            u = torch.where(u.abs() < _INVOLVED, 0.0, u)
+        inner, flat = _curved(block * unit[:, None] * unit, rank)
+        inverse[use[:, None], use] = inner * unit[:, None] * unit
+        for u in flat:
             involved[use] |= u != 0
             direction = torch.zeros(P, dtype=torch.float64)
             direction[use] = u * unit
-            direction = direction / direction.norm()
-            null.append(direction * torch.sign(direction[direction.abs().argmax()]))
-    stacked = torch.stack(null) if null else torch.zeros(0, P, dtype=torch.float64)
-    return inverse, stacked, involved
+            null.append(direction)
+    return inverse, _directions(null, P), involved
+
+
+def _along(face: Face, information: Tensor, fixed: Tensor, rank: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The same along the tangent of a face."""
+    unit, P = face.unit[0], len(information)
+    shares, axes = torch.linalg.eigh(face.free[0])
+    Z = axes[:, shares > 0.5]  # orthonormal, in standard errors
+    inverse, involved = torch.zeros(P, P, dtype=torch.float64), torch.zeros(P, dtype=torch.bool)
+    null: list[Tensor] = []
+    if Z.shape[1]:
+        scaled = Z.mT @ (information * unit[:, None] * unit + face.curvature[0]) @ Z
+        inner, flat = _curved(scaled, rank)
+        inverse = Z @ inner @ Z.mT * unit[:, None] * unit
+        for u in flat:
+            direction = Z @ u
+            direction = torch.where(direction.abs() < _INVOLVED, 0.0, direction)
+            involved |= direction != 0
+            null.append(direction * unit)
+    return inverse, _directions(null, P), involved & ~fixed
+
+
+def _curved(scaled: Tensor, rank: float) -> tuple[Tensor, list[Tensor]]:
+    """The inverse of a scaled information on the directions that it curves along, and the flat directions."""
+    values, vectors = torch.linalg.eigh(scaled)
+    top = float(values.abs().max())
+    if float(values[0]) < -max(1e-7, rank) * top:
+        raise EstimateError(
+            f"the information has a negative eigenvalue ({float(values[0]):.3g} of {top:.3g}, scaled): this is not a maximum"
+        )
+    flat = values <= rank * top
+    good = vectors[:, ~flat]
+    inverse = (good / values[~flat]) @ good.mT
+    return inverse, [torch.where(u.abs() < _INVOLVED, 0.0, u) for u in vectors[:, flat].mT]
+
+
+def _directions(null: Sequence[Tensor], P: int) -> Tensor:
+    """Unit vectors, their largest component positive, (n, P)."""
+    unit = [u / u.norm() for u in null]
+    signed = [u * torch.sign(u[u.abs().argmax()]) for u in unit]
+    return torch.stack(signed) if signed else torch.zeros(0, P, dtype=torch.float64)

@@ -7,9 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["LOG_2PI", "cholesky", "poisson_log_density", "whiten", "whitening"]
+__all__ = ["LOG_2PI", "cholesky", "least", "poisson_derivatives", "poisson_log_density", "poisson_peak", "whiten", "whitening"]
 
 LOG_2PI = math.log(2.0 * math.pi)
+_TINY = 1e-300  # a rate below it has no inverse that is a number
+_ALMOST = -1.0 + 2.0**-53  # the smallest argument of log1p
 
 
 def poisson_log_density(x: Tensor, rate: Tensor) -> Tensor:
@@ -31,16 +33,61 @@ def poisson_log_density(x: Tensor, rate: Tensor) -> Tensor:
     log_ratio = torch.where(
         near, torch.log1p(torch.where(near, excess, 0.0)), torch.where(near, 1.0, expected).log() - counts.log()
     )
-    value = torch.where(some, counts * (log_ratio - excess) + _log_peak(counts), -torch.where(impossible, 0.0, rate))
+    value = torch.where(some, counts * (log_ratio - excess) + poisson_peak(counts), -torch.where(impossible, 0.0, rate))
     return torch.where(impossible, -math.inf, value)
 
 
-def _log_peak(x: Tensor) -> Tensor:
-    r""":math:`x \log x - x - \log\Gamma(x + 1)` for x > 0, by Stirling's series where x is large."""
+def poisson_peak(x: Tensor) -> Tensor:
+    r""":math:`x \log x - x - \log\Gamma(x + 1)` for x > 0, by Stirling's series where x is large; NaN at 0.
+
+    Example:
+        >>> poisson_peak(torch.tensor([1.0, 1000.0]))
+        tensor([-1.0000, -4.3728])
+    """
     large = x > 100.0
     big, small = torch.where(large, x, 200.0), torch.where(large, 1.0, x)
     series = -0.5 * (LOG_2PI + big.log()) - 1.0 / (12.0 * big) + 1.0 / (360.0 * big**3)
     return torch.where(large, series, small * small.log() - small - torch.lgamma(small + 1.0))
+
+
+def poisson_derivatives(x: Tensor, rate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""f, f' and −f'' of :math:`f(\lambda) = x \log(\lambda / x) - \lambda + x`, entry by entry, for real x >= 0.
+
+    Where x > 0, :func:`poisson_log_density` is f and :func:`poisson_peak`; else it is f. Where it is −∞ so is f,
+    and its derivatives are 0.
+
+    Example:
+        >>> [round(v.item(), 4) for v in poisson_derivatives(torch.tensor(6.0), torch.tensor(3.0))]
+        [-1.1589, 1.0, 0.6667]
+    """
+    if least(rate) > _TINY:
+        inverse, f = rate.reciprocal(), x - rate
+        slope = f * inverse
+        # The logarithm keeps its digits at either end: 1 + (x − λ)/λ loses only what x − λ has lost too.
+        log = slope.clamp_min(_ALMOST).log1p_()
+        return f.addcmul_(x, log, value=-1), slope, (x * inverse).mul_(inverse)
+    impossible = (rate < 0) | ((rate == 0) & (x > 0)) | (x < 0)
+    some = (x > 0) & ~impossible
+    counts, expected = torch.where(some, x, 1.0), torch.where(some, rate, 1.0)
+    relative = (counts - expected) / expected
+    far = relative > 1.0  # to where the quotient overflows
+    log = torch.where(far, counts.log() - expected.log(), torch.where(far, 0.0, relative).clamp_min(_ALMOST).log1p())
+    f = torch.where(some, counts - expected - counts * log, -torch.where(impossible, 0.0, rate))
+    slope = torch.where(some, relative, torch.where(impossible, 0.0, -1.0))
+    return torch.where(impossible, -math.inf, f), slope, torch.where(some, counts / expected / expected, 0.0)
+
+
+def least(values: Tensor) -> float:
+    """The least of some values; −∞ under ``torch.func.vmap``, where nothing can be looked at.
+
+    Example:
+        >>> least(torch.tensor([3.0, 2.0])), torch.func.vmap(lambda x: x * (least(x) > 0))(torch.ones(2))
+        (2.0, tensor([0., 0.]))
+    """
+    try:
+        return float(values.amin()) if values.numel() else math.inf
+    except RuntimeError:
+        return -math.inf
 
 
 def cholesky(covariance: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from engine.errors import ModalityError
 from modalities._tensors import Numbers, float64, require
 
-__all__ = ["Channel", "compile_channel"]
+__all__ = ["Channel", "affine_rate", "compile_channel"]
 
 
 class Channel(NamedTuple):
@@ -78,6 +78,30 @@ def compile_channel(
         up[at] = float64(where + " hi", high, (bins,), "give one yield a bin") - nominal[at[1]]
         down[at] = nominal[at[1]] - float64(where + " lo", low, (bins,), "give one yield a bin")
     return Channel(names, nominal, columns, (log_hi, log_lo) if normalisation else None, (up, down) if shape else None)
+
+
+def affine_rate(channel: Channel) -> tuple[Tensor, Tensor] | None:
+    """Offset (B,) and slope (P_m, B) of a rate that is offset + θ · slope; None for a rate that is not.
+
+    It is not where factors multiply each other or a shape, where a normalisation is exponential in θ, and where a
+    shape's two sides differ, by more than rounding.
+    """
+    if channel.log_factors is not None:
+        return None
+    factors = channel.columns < len(channel.names)  # (factors, S, B)
+    free = factors.sum(0) > 0
+    if bool((factors.sum(0) > 1).any()):
+        return None
+    slope = channel.nominal.new_zeros(len(channel.names) + 1, channel.nominal.shape[1])
+    for column, factor in zip(channel.columns, factors, strict=True):
+        slope.scatter_add_(0, torch.where(factor, column, len(channel.names)), channel.nominal * factor)
+    if channel.shifts is not None:
+        up, down = channel.shifts
+        moved = (up != 0) | (down != 0)
+        if bool(((up - down).abs() > 1e-15 * channel.nominal.abs()).any()) or bool((moved & free).any()):
+            return None
+        slope[:-1] += up.sum(1)
+    return (channel.nominal * ~free).sum(0), slope[:-1]
 
 
 def _yields(signal: Numbers | None, background: Numbers | Mapping[str, Numbers] | None) -> dict[str, Tensor]:

@@ -25,12 +25,14 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from engine.modality import Modality
-from modalities._densities import poisson_log_density
-from modalities._histfactory import compile_channel
+from modalities._densities import poisson_derivatives, poisson_log_density, poisson_peak
+from modalities._histfactory import affine_rate, compile_channel
 from modalities._predictor import jacobian
 from modalities._tensors import Exact, Numbers, own_generator, require
 
 __all__ = ["PoissonCounts"]
+
+_PRODUCTS = 2**12
 
 
 class PoissonCounts(Exact, Modality):
@@ -78,6 +80,9 @@ class PoissonCounts(Exact, Modality):
     log_lo: Tensor
     shift_hi: Tensor
     shift_lo: Tensor
+    offset: Tensor
+    slope: Tensor
+    products: Tensor
 
     def __init__(
         self,
@@ -103,6 +108,25 @@ class PoissonCounts(Exact, Modality):
         if channel.shifts is not None:
             self.register_buffer("shift_hi", channel.shifts[0], persistent=False)
             self.register_buffer("shift_lo", channel.shifts[1], persistent=False)
+        affine = affine_rate(channel)
+        self._affine, self._small = affine is not None, len(channel.names) * channel.nominal.shape[1] <= _PRODUCTS
+        if affine is not None:
+            offset, slope = affine
+            self.register_buffer("offset", offset, persistent=False)
+            self.register_buffer("slope", slope, persistent=False)  # (P_m, bins)
+            if self._small:
+                products = (slope[:, None] * slope).flatten(0, 1)  # (P_m P_m, bins)
+                self.register_buffer("products", products, persistent=False)
+
+    @property
+    def concave(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the rate is affine in θ: free factors that do not multiply each other, symmetric shapes."""
+        return self._affine and type(self).rate is PoissonCounts.rate and "rate" not in vars(self)
+
+    @property
+    def has_derivatives(self) -> bool:
+        """Whether the rate is affine in θ, so that its slope is constant."""
+        return super().has_derivatives and self.concave
 
     def rate(self, theta: Tensor) -> Tensor:
         """The expected counts ν(θ): (*batch, P_m) -> (*batch, bins); negative where θ leaves the model."""
@@ -122,6 +146,28 @@ class PoissonCounts(Exact, Modality):
     def log_evidence(self, x: Tensor, theta: Tensor) -> Tensor:
         """log p(x | θ) in nats: x (*batch, bins), θ (*batch, P_m) -> (*batch)."""
         return poisson_log_density(x.to(torch.float64), self.rate(theta)).sum(-1)
+
+    def prepare(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What the scalar has of x alone, most of its cost: x (*batch, bins) -> (*batch)."""
+        x = x.to(torch.float64)
+        return (torch.where(x > 0, poisson_peak(torch.where(x > 0, x, 1.0)), 0.0).sum(-1),)
+
+    @torch.no_grad()
+    def derivatives(self, x: Tensor, theta: Tensor, peak: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """s, J w and Jᵀ diag(n/ν²) J for an affine rate, where w = n/ν − 1 and J = ∂ν/∂θ is constant.
+
+        Arguments:
+            x: Counts, shape (*batch, bins).
+            theta: Values of :attr:`parameter_names`, shape (*batch, P_m).
+            peak: What :meth:`prepare` returned for x.
+        """
+        (peak,) = self.prepare(x) if peak is None else (peak,)
+        P = len(self.slope)
+        rate = torch.addmm(self.offset, theta.to(torch.float64).reshape(-1, P), self.slope)
+        rate = rate.reshape(*theta.shape[:-1], -1)
+        f, w, curvature = poisson_derivatives(x.to(torch.float64), rate)
+        information = _rows(self.products, curvature)
+        return f.sum(-1) + peak, _rows(self.slope, w), information.unflatten(-1, (P, P))
 
     @torch.no_grad()
     def simulate(self, theta: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -145,4 +191,9 @@ class PoissonCounts(Exact, Modality):
 
     def stack_key(self) -> Hashable | None:
         """Which kinds of interpolation it has: all else is a tensor."""
-        return self._normalised_samples, self._shaped
+        return self._normalised_samples, self._shaped, self._affine
+
+
+def _rows(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """A matrix (Q, D) times vectors (*batch, D): (*batch, Q), as one product of two matrices."""
+    return (matrix @ vectors.reshape(-1, matrix.shape[-1]).mT).mT.reshape(*vectors.shape[:-1], len(matrix))
