@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     )
     from engine.evidence import Contribution, Derivatives, Evidence
     from engine.hypotheses import Comparison
+    from engine.layer import EstimationLayer
+    from engine.many import Estimates, ParameterEstimates
     from engine.modality import Modality
     from engine.observations import Observations
     from engine.parameters import Parameter, ParameterSpace
@@ -38,6 +40,8 @@ __all__ = [
     "Derivatives",
     "Estimate",
     "EstimateError",
+    "Estimates",
+    "EstimationLayer",
     "Evidence",
     "EvidenceError",
     "Interval",
@@ -49,6 +53,7 @@ __all__ = [
     "Parameter",
     "ParameterError",
     "ParameterEstimate",
+    "ParameterEstimates",
     "ParameterSpace",
     "PositiveSemidefinite",
     "Registry",
@@ -67,6 +72,8 @@ _HOME = {
     "Covariance": "uncertainty",
     "Derivatives": "evidence",
     "Estimate": "result",
+    "Estimates": "many",
+    "EstimationLayer": "layer",
     "Evidence": "evidence",
     "Interval": "uncertainty",
     "Linear": "constraints",
@@ -74,6 +81,7 @@ _HOME = {
     "Observations": "observations",
     "Parameter": "parameters",
     "ParameterEstimate": "result",
+    "ParameterEstimates": "many",
     "ParameterSpace": "parameters",
     "PositiveSemidefinite": "constraints",
     "Registry": "registry",

@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -65,12 +67,12 @@ def argmax(
         >>> move.tolist(), slope.grad.tolist()
         ([[0.5, 1.0]], [[1.0, 0.0]])
     """
-    K, P = check(curvature, slope, inside)
+    check(curvature, slope, inside)
     if failed not in ("nan", "zero"):
         raise ParameterError(
             f"failed must be 'nan' or 'zero', got {failed!r}; 'nan' shows which problems have no answer"
         )
-    if not K:
+    if not len(slope):
         return slope.clone(), torch.zeros(0, dtype=torch.bool)
     curvature = 0.5 * (curvature + curvature.mT)
     if inside.cones:
@@ -106,7 +108,9 @@ class _Failure(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *cotangents: Tensor
+    ) -> tuple[Tensor | None, ...]:
         (solved,), (cotangent,) = ctx.saved_tensors, cotangents
         gradients: list[Tensor | None] = []
         for needed, (shape, batched) in zip(ctx.needs_input_grad[3:], ctx.like, strict=True):
@@ -118,7 +122,7 @@ class _Failure(torch.autograd.Function):
 
 def _free(J: Tensor, g: Tensor, inside: FeasibleSet) -> tuple[Tensor, Tensor]:
     """No constraints: J⁻¹ g."""
-    with small_work(J.numel()):
+    with small_work(J.shape[-1] ** 2):
         with torch.no_grad():
             unit = _unit(J)
             scaled = J * unit[:, :, None] * unit[:, None, :]
@@ -151,7 +155,9 @@ class _Box(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *cotangents: Tensor
+    ) -> tuple[Tensor | None, ...]:
         J, move, low, high, solved = ctx.saved_tensors
         pinned = low | high | ~solved[:, None]
         J = J if bool(solved.all()) else torch.where(solved[:, None, None], J, torch.eye(J.shape[1], dtype=J.dtype))
@@ -167,7 +173,7 @@ def _linear(J: Tensor, g: Tensor, inside: FeasibleSet) -> tuple[Tensor, Tensor]:
     """Linear rows: a cvxpylayers layer that has the batched solver in it."""
     P = g.shape[1]
     unit = _unit(J)
-    with _LAYERS:
+    with _quietly():
         layer, names = _linear_layer(P, inside.A.shape[-2], inside.C.shape[-2])
     values = {
         "J": J * unit[:, :, None] * unit[:, None, :],
@@ -186,75 +192,89 @@ def _linear(J: Tensor, g: Tensor, inside: FeasibleSet) -> tuple[Tensor, Tensor]:
 
 
 def _conic(J: Tensor, g: Tensor, inside: FeasibleSet) -> tuple[Tensor, Tensor]:
-    """Cones: a cvxpylayers layer for the derivative of the projection that the problem comes to."""
+    """Cones: the maxima are :func:`solve`'s, exact; a cvxpylayers layer has their derivatives."""
     found = solve(J, g, inside)
-    solved = found.solved
-    best = torch.where(solved[:, None], found.move, 0.0)
-    rows = solved.nonzero()[:, 0]
+    best = torch.where(found.solved[:, None], found.move, 0.0)
     given = [J, g, *(getattr(inside, n) for n in ("lower", "upper", "A", "b", "C", "d"))]
     given += [t for cone in inside.cones for t in vars(cone).values()]
+    rows = found.solved.nonzero()[:, 0]
     if not len(rows) or not torch.is_grad_enabled() or not any(t.requires_grad for t in given):
-        return best, solved
+        return best, found.solved
     form = Standard.of(J[rows], g[rows], inside.rows(rows))
-    e, sided = form.kinds[0][1], form.kinds[1][1]
+    sided = slice(form.kinds[0][1], form.kinds[0][1] + form.kinds[1][1])
     there = form.has.any(0)
-    there[e + sided :] = True
-    count = int(there[e : e + sided].sum())
-    kinds = (("zero", e), ("positive", count), *form.kinds[2:])
-    level: list[Tensor] = []
-    G, h = form.G[:, there], form.h[:, there]
+    there[sided.stop :] = True
+    kinds = (form.kinds[0], ("positive", int(there[sided].sum())), *form.kinds[2:])
+    lengths = [n for _, n in kinds]
+    values = [form.centre]
+    for G, h in zip(form.G[:, there].split(lengths, 1), form.h[:, there].split(lengths, 1), strict=True):
+        values += [G, h] if h.shape[1] else []
+    with _quietly():
+        layer = _conic_layer(g.shape[1], tuple((kind, n) for kind, n in kinds if n))
+    y, reached = _project(layer, values)
+    move = form.move(y)
+    # a layer that ended elsewhere has no derivative of this maximum
+    with torch.no_grad():
+        off = ((best[rows] - move) / (form.unit * form.scale)).abs().amax(-1)
+    solved = found.solved.clone()
+    solved[rows] = reached & (off <= 1e-6)
+    exact = move + (best[rows] - move).detach()
+    return torch.zeros_like(best).index_put((rows,), torch.where(solved[rows, None], exact, 0.0)), solved
+
+
+def _project(layer: Any, values: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """What a layer says, and for which problems: one that its solver gives up on ends the whole batch."""
+    from diffcp.cone_program import SolverError
+
+    K = len(values[0])
+    try:
+        return _Projection.apply(layer, *values), torch.ones(K, dtype=torch.bool)  # type: ignore[return-value]
+    except SolverError:
+        if K == 1:
+            return 0.0 * values[0], torch.zeros(1, dtype=torch.bool)
+        each = [_project(layer, [t[k : k + 1] for t in values]) for k in range(K)]
+        return torch.cat([y for y, _ in each]), torch.cat([fine for _, fine in each])
+
+
+class _Projection(torch.autograd.Function):
+    """A layer, called and differentiated under the lock, with cotangents of size one: it drops small ones."""
+
+    @staticmethod
+    def forward(ctx: Any, layer: Any, *values: Tensor) -> Tensor:
+        ctx.given = [t.detach().requires_grad_() for t in values]
+        with torch.enable_grad(), _quietly():
+            (ctx.y,) = layer(*ctx.given)
+        return ctx.y.detach()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *cotangents: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        size = cotangents[0].abs().amax(-1)
+        size = torch.where(size > 0, size, 1.0)
+        with torch.enable_grad(), _quietly():
+            gradients = torch.autograd.grad(ctx.y, ctx.given, cotangents[0] / size[:, None], retain_graph=True)
+        return None, *(t * size.reshape(-1, *[1] * (t.dim() - 1)) for t in gradients)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """One thread at a time, and no deprecation warnings of the layer's own insides."""
     with _LAYERS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        layer = _conic_layer(g.shape[1], tuple((k, n) for k, n in kinds if n))
-        values = [form.centre]
-        for part in zip(G.split([n for _, n in kinds], 1), h.split([n for _, n in kinds], 1), strict=True):
-            values += part if part[1].shape[1] else ()
-        (y,) = layer(*(_Restore.apply(t, level) for t in values))
-    move = form.move(_Level.apply(y, level))  # type: ignore[arg-type]
-    # the value is the batched solver's, which is exact; the layer's is not
-    exact = move + (best[rows] - move).detach()
-    return torch.zeros_like(best).index_put((rows,), exact), solved
-
-
-class _Level(torch.autograd.Function):
-    """The identity; backwards, each problem's cotangent is brought to size one, for a layer that drops small ones."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, level: list[Tensor]) -> Tensor:
-        ctx.level = level
-        return y.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
-        size = cotangents[0].abs().amax(-1)
-        ctx.level[:] = [torch.where(size > 0, size, 1.0)]
-        return cotangents[0] / ctx.level[0][:, None], None
-
-
-class _Restore(torch.autograd.Function):
-    """The identity; backwards, gradients get the size back that :class:`_Level` took."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, level: list[Tensor]) -> Tensor:
-        ctx.level = level
-        return value.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
-        size = ctx.level[0]
-        return cotangents[0] * size.reshape(-1, *[1] * (cotangents[0].dim() - 1)), None
+        yield
 
 
 @lru_cache(maxsize=64)
 def _conic_layer(P: int, kinds: tuple[tuple[str, int], ...]) -> Any:
     """The projection onto h − G y in cones of these kinds and numbers of rows."""
     import cvxpy as cp
-    from cvxpylayers.torch import CvxpyLayer
+    from cvxpylayers.torch.cvxpylayer import CvxpyLayer
 
     y, centre = cp.Variable(P), cp.Parameter(P)
-    given, sides = [centre], []
+    given: list[Any] = [centre]
+    sides: list[Any] = []
     for kind, count in kinds:
         G, h = cp.Parameter((count, P)), cp.Parameter(count)
         given += [G, h]
@@ -276,22 +296,21 @@ def _conic_layer(P: int, kinds: tuple[tuple[str, int], ...]) -> Any:
 @lru_cache(maxsize=64)
 def _linear_layer(P: int, m: int, e: int) -> tuple[Any, tuple[str, ...]]:
     """The layer of one shape of problem, and the names of its parameters in their order."""
-    with _LAYERS, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import cvxpy as cp
-        from cvxpylayers.torch import CvxpyLayer
+    import cvxpy as cp
+    from cvxpylayers.torch.cvxpylayer import CvxpyLayer
 
-        d = cp.Variable(P)
-        J, g, lower, upper = cp.Parameter((P, P), PSD=True), cp.Parameter(P), cp.Parameter(P), cp.Parameter(P)
-        given, names, sides = [J, g, lower, upper], ["J", "g", "lower", "upper"], [d >= lower, d <= upper]
-        if m:
-            A, b = cp.Parameter((m, P)), cp.Parameter(m)
-            given, names, sides = [*given, A, b], [*names, "A", "b"], [*sides, A @ d <= b]
-        if e:
-            C, c = cp.Parameter((e, P)), cp.Parameter(e)
-            given, names, sides = [*given, C, c], [*names, "C", "d"], [*sides, C @ d == c]
-        problem = cp.Problem(cp.Minimize(0.5 * cp.quad_form(d, J) - g @ d), sides)
-        return CvxpyLayer(problem, given, [d], solver=_batched_solver()(e)), tuple(names)
+    d = cp.Variable(P)
+    J, g, lower, upper = cp.Parameter((P, P), PSD=True), cp.Parameter(P), cp.Parameter(P), cp.Parameter(P)
+    given, names = [J, g, lower, upper], ["J", "g", "lower", "upper"]
+    sides: list[Any] = [d >= lower, d <= upper]
+    if m:
+        A, b = cp.Parameter((m, P)), cp.Parameter(m)
+        given, names, sides = [*given, A, b], [*names, "A", "b"], [*sides, A @ d <= b]
+    if e:
+        C, c = cp.Parameter((e, P)), cp.Parameter(e)
+        given, names, sides = [*given, C, c], [*names, "C", "d"], [*sides, C @ d == c]
+    problem = cp.Problem(cp.Minimize(0.5 * cp.quad_form(d, J) - g @ d), sides)
+    return CvxpyLayer(problem, given, [d], solver=_batched_solver()(e)), tuple(names)
 
 
 @lru_cache(maxsize=1)

@@ -110,29 +110,40 @@ def init(
         list[str] | None,
         typer.Option("--parameter", "-p", help=r"Such as 'H0 \[km/s/Mpc] = Uniform(40, 100)'; repeat it."),
     ] = None,
-    source: Annotated[Path | None, typer.Option("--from", help=r"A TOML file with \[\[parameter]] blocks.")] = None,
+    constraint: Annotated[
+        list[str] | None,
+        typer.Option("--constraint", "-c", help="Such as 'a + 2 b <= 3', '0 <= a - b <= 1', 'a = b'; repeat it."),
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help=r"A TOML file with \[\[parameter]] and \[\[constraint]] blocks.")
+    ] = None,
 ) -> None:
-    """Make a new workspace with its parameters."""
+    """Make a new workspace with its parameters and what they must satisfy together."""
     from engine.registry import Registry
-    from engine.specification import parse_parameter, read_parameters
+    from engine.specification import parse_constraint, parse_parameter, read_constraints, read_parameters
 
     parameters = [parse_parameter(text) for text in parameter or []]
     parameters += read_parameters(source) if source else []
-    registry = Registry.create(path, parameters=parameters)
+    constraints: list[Any] = [parse_constraint(text, [p.name for p in parameters]) for text in constraint or []]
+    constraints += read_constraints(source) if source else []
+    registry = Registry.create(path, parameters=parameters, constraints=constraints)
+    space = registry.parameters
+    tied = f", {len(space.constraints)} constraints" if space.constraints else ""
     print(
-        f"{registry.path / 'registry.toml'}: {len(registry.parameters)} parameters; append plugins with: evidence append NAME SPEC.toml"
+        f"{registry.path / 'registry.toml'}: {len(space)} parameters{tied}; append plugins with: evidence append NAME SPEC.toml"
     )
 
 
 @app.command("list")
 def list_(workspace: Workspace = Path("."), as_json: AsJson = False) -> None:
-    """List the parameters and the plugins in force."""
+    """List the parameters, what constrains them, and the plugins in force."""
     registry = _open(workspace)
     if as_json:
         _print_json(
             {
                 "digest": registry.digest,
                 "parameters": [_finite(p.to_toml()) for p in registry.parameters],
+                "constraints": [c.to_toml() for c in registry.parameters.constraints],
                 "plugins": [_entry(e) for e in registry.plugins.values()],
             }
         )
@@ -145,6 +156,12 @@ def list_(workspace: Workspace = Path("."), as_json: AsJson = False) -> None:
     for p in registry.parameters:
         low, high = p.bounds
         parameters.add_row(_safe(p.name), _safe(p.unit), str(p.prior or "flat"), f"({low:g}, {high:g})")
+    constraints = Table(box=box.SIMPLE_HEAD, title="constraints", title_justify="left")
+    for column in ("constraint", "kind", "name"):
+        constraints.add_column(column)
+    for c in registry.parameters.constraints:
+        formula = str(c)
+        constraints.add_row(_safe(formula), c.kind.replace("_", " "), "" if c.name == formula else _safe(c.name))
     plugins = Table(box=box.SIMPLE_HEAD, title="plugins", title_justify="left")
     for column in ("name", "factory", "parameters", "content", "appended"):
         plugins.add_column(column)
@@ -157,7 +174,8 @@ def list_(workspace: Workspace = Path("."), as_json: AsJson = False) -> None:
             e.content.removeprefix("sha256:")[:12],
             str(e.appended.date()),
         )
-    _print(parameters, plugins, f"digest {registry.digest}")
+    tied = [constraints] if registry.parameters.constraints else []
+    _print(parameters, *tied, plugins, f"digest {registry.digest}")
 
 
 def _entry(entry: Any) -> dict[str, Any]:
@@ -267,7 +285,12 @@ def append(
     registry = _open(workspace, trust)
     plugin = read_specification(spec, trust=trust)
     entry = registry.append(
-        name, plugin.modality, parameters=plugin.parameters, observations=plugin.observations, supersede=supersede
+        name,
+        plugin.modality,
+        parameters=plugin.parameters,
+        constraints=plugin.constraints,
+        observations=plugin.observations,
+        supersede=supersede,
     )
     print(f"appended {entry.name} ({', '.join(entry.parameters)}); digest {registry.digest}")
 

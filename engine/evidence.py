@@ -239,15 +239,7 @@ class Evidence:
         Returns:
             Shapes (K,), (K, P) and (K, P, P).
         """
-        with torch.inference_mode(False), torch.enable_grad():
-            leaf = theta.detach().clone().requires_grad_()
-            value = self.parameters.log_prior(leaf)
-            score = gradient(value.sum(), leaf)
-            rows = []
-            for j in range(leaf.shape[-1]):
-                column = score[:, j].sum()
-                rows.append(-gradient(column, leaf, retain=True) if column.requires_grad else torch.zeros_like(leaf))
-        return value.detach(), score.detach(), torch.stack([r.detach() for r in rows], -2)
+        return prior_derivatives(self.parameters, theta)
 
     def contributions(self, theta: Tensor) -> dict[str, Contribution]:
         """Each plugin's part of S at one point.
@@ -458,3 +450,16 @@ def _checked(name: str, modality: Modality, theta: Tensor, given: Mapping[str, A
             f"expected_information must be finite and of shape ({P}, {P}), got {seen} from plugin '{name}'"
         )
     return one.detach().to(torch.float64)
+
+
+def prior_derivatives(space: ParameterSpace, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """log π (K,) in nats, its gradient (K, P) and −∇² log π (K, P, P), at theta (K, P)."""
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = theta.detach().clone().requires_grad_()
+        value = space.log_prior(leaf)
+        score = gradient(value.sum(), leaf)
+        rows = []
+        for j in range(leaf.shape[-1]):
+            column = score[:, j].sum()
+            rows.append(-gradient(column, leaf, retain=True) if column.requires_grad else torch.zeros_like(leaf))
+    return value.detach(), score.detach(), torch.stack([r.detach() for r in rows], -2)

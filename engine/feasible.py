@@ -155,6 +155,21 @@ class FeasibleSet:
             cones,
         )
 
+    def first(self) -> FeasibleSet:
+        """The set of the first problem of a batch."""
+
+        def pick(t: Tensor, dim: int) -> Tensor:
+            return t[0] if t.dim() > dim else t
+
+        cones = tuple(
+            replace(c, constant=pick(c.constant, 2))
+            if isinstance(c, MatrixCone)
+            else replace(c, constant=pick(c.constant, 1), radius=pick(c.radius, 0))
+            for c in self.cones
+        )
+        fields = zip(("lower", "upper", "A", "b", "C", "d"), (1, 1, 2, 1, 2, 1), strict=True)
+        return FeasibleSet(*(pick(getattr(self, name), dim) for name, dim in fields), cones)
+
     def about(self, theta: Tensor) -> FeasibleSet:
         """The set of the moves that start at theta (*batch, P): {move: theta + move inside}."""
         cones = tuple(

@@ -7,7 +7,7 @@ rule is checked before anything is evaluated, so that a bad entry is an error wi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from typing import Any
 
@@ -32,8 +32,8 @@ def block_length(event_shape: tuple[int, ...]) -> int:
     return max(1, min(4096, 2**20 // max(1, int(np.prod(event_shape)))))
 
 
-class _Source:
-    """One plugin's data: anything that can be sliced along its first axis."""
+class Source:
+    """One plugin's data: anything that can be sliced along its first axis, as float64."""
 
     def __init__(self, name: str, values: Any) -> None:
         self.name = name
@@ -134,7 +134,7 @@ class Observations(Mapping[str, Tensor]):
             raise ObservationError(
                 f"no data: give observations for at least one of {', '.join(sorted(modalities)) or 'the plugins'}"
             )
-        self._sources = {name: _Source(name, values) for name, values in named.items()}
+        self._sources = {name: Source(name, values) for name, values in named.items()}
         self._block = block
         self.hashes: dict[str, str] = {}
         self._constant: dict[str, bool] = {}
@@ -194,7 +194,7 @@ class Observations(Mapping[str, Tensor]):
         first, constant, start = None, True, 0
         for block in self.blocks(name):
             x = block.detach()
-            self._check_block(name, modality, x, start)
+            check_block(name, modality, x, lambda i, first=start: f"observation {first + i}")
             digest.update(np.ascontiguousarray(x.numpy()).tobytes())
             first = x.reshape(-1)[0] if first is None else first
             constant = constant and bool((x == first).all())
@@ -202,41 +202,51 @@ class Observations(Mapping[str, Tensor]):
         self.hashes[name] = digest.hexdigest()
         self._constant[name] = constant
 
-    def _check_block(self, name: str, modality: Modality, x: Tensor, start: int) -> None:
-        missing = torch.isnan(x) if modality.allows_missing else torch.zeros_like(x, dtype=torch.bool)
-        finite = torch.isfinite(x) | missing
-        if not bool(finite.all()):
-            advice = "NaN marks a missing entry only in a modality that allows it, such as Gaussian(missing=True)"
-            self._refuse(name, x, finite, "values must be finite", advice, start)
-        safe = torch.where(missing, torch.zeros_like(x), x)
-        fine = modality.support.check(safe) | missing
-        if not bool(fine.all()):
-            self._refuse(name, x, fine.expand(x.shape), modality.support_rule, modality.support_advice, start)
-
-    @staticmethod
-    def _refuse(name: str, x: Tensor, fine: Tensor, rule: str, advice: str, start: int) -> None:
-        at = (~fine).nonzero()[0].tolist()
-        entry = f", entry {at[1:]}" if at[1:] else ""
-        more = int((~fine).sum()) - 1
-        raise ObservationError(
-            f"{rule}, got {x[tuple(at)].item():g} at observation {start + at[0]}{entry}, in field 'x' of plugin '{name}'"
-            f"{f' (and {more} more in this block)' if more else ''}; {advice}"
-        )
-
     def _refuse_identical(self, modalities: Mapping[str, Modality]) -> None:
-        """Two plugins with the same numbers are one measurement counted twice, unless the numbers are too
-        plain to tell: the nominal values of auxiliary measurements, or one value throughout scored by
-        different models."""
-        seen: dict[str, str] = {}
-        for name in sorted(self.hashes):
-            other = seen.setdefault(self.hashes[name], name)
-            plain = self._constant[name] or modalities[name].auxiliary or modalities[other].auxiliary
-            if other == name or (plain and not _same_model(modalities[other], modalities[name])):
-                continue
-            raise ObservationError(
-                f"plugins '{other}' and '{name}' were given the same data, which would be counted twice; "
-                "leave one of them out, or pass allow_identical=True if two measurements happen to agree"
-            )
+        refuse_identical(self.hashes, self._constant, modalities)
+
+
+def check_block(name: str, modality: Modality, x: Tensor, place: Callable[[int], str]) -> None:
+    """Refuse observations (n, *event) that are not finite or not what the modality can score.
+
+    Raises:
+        ObservationError: naming the plugin, and the first bad entry by ``place`` of its position.
+    """
+    missing = torch.isnan(x) if modality.allows_missing else torch.zeros_like(x, dtype=torch.bool)
+    finite = torch.isfinite(x) | missing
+    if not bool(finite.all()):
+        advice = "NaN marks a missing entry only in a modality that allows it, such as Gaussian(missing=True)"
+        _refuse(name, x, finite, "values must be finite", advice, place)
+    safe = torch.where(missing, torch.zeros_like(x), x)
+    fine = modality.support.check(safe) | missing
+    if not bool(fine.all()):
+        _refuse(name, x, fine.expand(x.shape), modality.support_rule, modality.support_advice, place)
+
+
+def _refuse(name: str, x: Tensor, fine: Tensor, rule: str, advice: str, place: Callable[[int], str]) -> None:
+    at = (~fine).nonzero()[0].tolist()
+    entry = f", entry {at[1:]}" if at[1:] else ""
+    more = int((~fine).sum()) - 1
+    raise ObservationError(
+        f"{rule}, got {x[tuple(at)].item():g} at {place(at[0])}{entry}, in field 'x' of plugin '{name}'"
+        f"{f' (and {more} more in this block)' if more else ''}; {advice}"
+    )
+
+
+def refuse_identical(hashes: Mapping[str, str], constant: Mapping[str, bool], modalities: Mapping[str, Modality]) -> None:
+    """Two plugins with the same numbers are one measurement counted twice, unless the numbers are too
+    plain to tell: the nominal values of auxiliary measurements, or one value throughout scored by
+    different models."""
+    seen: dict[str, str] = {}
+    for name in sorted(hashes):
+        other = seen.setdefault(hashes[name], name)
+        plain = constant[name] or modalities[name].auxiliary or modalities[other].auxiliary
+        if other == name or (plain and not _same_model(modalities[other], modalities[name])):
+            continue
+        raise ObservationError(
+            f"plugins '{other}' and '{name}' were given the same data, which would be counted twice; "
+            "leave one of them out, or pass allow_identical=True if two measurements happen to agree"
+        )
 
 
 def _same_model(a: Modality, b: Modality) -> bool:

@@ -20,6 +20,7 @@ from engine.constraints import Rows, SpaceConstraint
 from engine.errors import ParameterError
 from engine.feasible import FeasibleSet
 from engine.interior import conflict, deepest, moved_inside
+from engine.prior_sampling import constrained_draws
 from engine.priors import Prior
 
 __all__ = ["Parameter", "ParameterSpace"]
@@ -487,8 +488,30 @@ class ParameterSpace:
         return torch.from_numpy(np.stack(columns, -1) if columns else np.zeros(u.shape))
 
     def sample_prior(self, n: int, seed: int = 0) -> Tensor:
-        """``n`` draws from the prior, shape (n, P), float64, from ``seed`` alone."""
-        u = torch.rand(n, len(self), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        """Draws from the prior, restricted to the feasible set.
+
+        Their density is proportional to the prior's where the constraints hold, with respect to volume in the space
+        that equalities leave. A flat prior that neither bounds nor constraints limit has the density by which
+        :meth:`Parameter.quantile` spreads it. Exact without constraints, for fractions with flat or uniform priors,
+        and where at least 2 % of the prior lies inside; elsewhere by walks, see :mod:`engine.prior_sampling`.
+
+        Arguments:
+            n: How many.
+            seed: What the draws follow from, alone.
+
+        Returns:
+            Shape (n, P), float64.
+
+        Example:
+            >>> from engine import Simplex
+            >>> space = ParameterSpace([Parameter(name) for name in "abc"], [Simplex(["a", "b", "c"])])
+            >>> [round(v, 2) for v in space.sample_prior(10_000, seed=1).mean(0).tolist()]
+            [0.33, 0.33, 0.33]
+        """
+        generator = torch.Generator().manual_seed(seed)
+        if self.constraints:
+            return constrained_draws(self, n, generator)
+        u = torch.rand(n, len(self), generator=generator, dtype=torch.float64)
         return self.quantile(u.clamp(1e-16, 1 - 1e-16).numpy())
 
     def _bijections(self) -> list[Any]:

@@ -26,6 +26,7 @@ from engine.interior import extent
 from engine.objective import Objective
 from engine.optimise import Solution, maximise
 from engine.program import solve
+from engine.search import nearest
 from engine.uncertainty import Interval
 
 __all__ = ["profile_at", "profile_intervals", "profiled"]
@@ -72,7 +73,7 @@ def profiled(
     scale = objective.parameters.scale
     possible = torch.ones(K, dtype=torch.bool)
     if not own.is_box:
-        theta, possible = _nearest(own, theta, scale)
+        theta, possible = nearest(own, theta, scale)
     solution = maximise(
         lambda t, at: objective.derivatives(t, items[at]),
         theta,
@@ -86,13 +87,6 @@ def profiled(
     if not own.is_box:
         slope = _slope(own, solution, columns, scale)
     return value, slope, solution.theta, fine
-
-
-def _nearest(own: FeasibleSet, theta: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """The points of the sets that are nearest to theta (K, P) in units of scale, and whether there are any."""
-    metric = torch.diag(1.0 / scale**2).expand(len(theta), -1, -1)
-    found = solve(metric, torch.zeros_like(theta), own.about(theta))
-    return torch.where(found.solved[:, None], theta + found.move.nan_to_num(), theta), found.solved
 
 
 def _slope(own: FeasibleSet, solution: Solution, columns: Tensor, scale: Tensor) -> Tensor:
@@ -143,7 +137,7 @@ def profile_at(
     for begin, below, above in zip(start.split(_ROWS), low.split(_ROWS), high.split(_ROWS), strict=True):
         own, possible = inside.within(below, above), torch.ones(len(begin), dtype=torch.bool)
         if not own.is_box:
-            begin, possible = _nearest(own, begin, space.scale)
+            begin, possible = nearest(own, begin, space.scale)
         solution = maximise(
             lambda t, at: objective.derivatives(t, torch.full_like(at, item)),
             begin,

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -96,7 +97,7 @@ class _Problem:
     m: int
 
     def rows(self, keep: Tensor) -> _Problem:
-        return _Problem(*(t[keep] for t in (self.J, self.g, self.low, self.high, self.E, self.f)), self.m)
+        return _Problem(*(t[keep] for t in (self.J, self.g, self.low, self.high, self.E, self.f)), m=self.m)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,8 +142,9 @@ def solve(curvature: Tensor, slope: Tensor, inside: FeasibleSet) -> Optimum:
         >>> solve(J, g, simplex).move.tolist()
         [[1.0, 0.0]]
     """
-    K, P = check(curvature, slope, inside)
-    with torch.no_grad(), small_work(K * P * P):
+    P = check(curvature, slope, inside)[1]
+    # each piece of the work is one problem's, whatever K is
+    with torch.no_grad(), small_work(P * P):
         return (_solve_conic if inside.cones else _solve)(curvature.detach(), slope.detach(), inside)
 
 
@@ -168,7 +170,7 @@ def respond(J: Tensor, rows: Tensor, pinned: Tensor, on: Tensor, cotangent: Tens
         >>> u.tolist(), t.tolist()
         ([[3.0, 0.0]], [[0.0, 1.0]])
     """
-    with torch.no_grad(), small_work(J.numel()):
+    with torch.no_grad(), small_work(J.shape[-1] ** 2):
         J, E, unit, size = _whiten(J, rows)
         zero, f = torch.zeros_like(unit), torch.zeros_like(size)
         p = _Problem(J, cotangent * unit, zero, zero, E, f, 0)
@@ -426,7 +428,7 @@ class _Path:
 
     @staticmethod
     def of(p: _Problem) -> _Path:
-        K, P = p.g.shape
+        K = len(p.g)
         fixed = p.low == p.high
         free = (~fixed).to(p.J.dtype)
         pinned = torch.where(fixed, p.low, 0.0)
@@ -519,14 +521,14 @@ def _interior(p: _Problem, accuracy: float) -> tuple[Tensor, Tensor, Tensor, Ten
     lam = torch.zeros_like(p.f)
     infeasible = torch.zeros(K, dtype=torch.bool)
     for turn in range(60):
-        before = path.z, path.s, path.lam, path.nu
+        before = path.s, path.lam, path.nu
         gap, off, impossible = path.step()
         done = (gap <= accuracy) & (off <= 1e-8)
         broken = ~torch.isfinite(path.z).all(-1) | ~torch.isfinite(path.lam).all(-1)
         end = done | broken | (impossible & ~done) | (turn == 59)
         if not bool(end.any()):
             continue
-        z, s, y, nu = (t[end] for t in before)
+        s, y, nu = (t[end] for t in before)
         rows, has = path.index[end], path.has[end]
         active[rows] = has & (y > s * path.strength[end])
         lam[rows] = torch.cat([y[:, 2 * P :], nu], 1) * path.scale[end]
@@ -757,10 +759,10 @@ def _solve_conic(J: Tensor, g: Tensor, inside: FeasibleSet) -> Optimum:
 
 def _clarabel(p: Standard, k: int) -> tuple[Any, Any, bool]:
     """One problem's point and multipliers, and whether anything may satisfy its constraints."""
-    import clarabel
     import numpy as np
     from scipy.sparse import csc_matrix, identity
 
+    clarabel: Any = import_module("clarabel")
     cones = []
     for kind, count in p.kinds:
         if kind == "zero" and count:

@@ -13,18 +13,20 @@ from importlib import metadata
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from engine.agreement import new_constraints, united
 from engine.constraints import SpaceConstraint
+from engine.datasets import DataSets
 from engine.errors import ObservationError, RegistryError, UnknownPluginError
 from engine.estimate import estimate
 from engine.evidence import Evidence
 from engine.hypotheses import Comparison, compare, probabilities
+from engine.layer import EstimationLayer
 from engine.ledger import ConstraintEntry, Ledger, PluginEntry, Verification
+from engine.many import Estimates, estimate_many
 from engine.modality import Modality
 from engine.observations import Observations
 from engine.parameters import Parameter, ParameterSpace
@@ -209,7 +211,8 @@ class Registry:
         """
         before = len(self._ledger.entries)
         self._ledger = self._ledger.append(constraints=constraints)
-        return tuple(e for e in self._ledger.entries[before:] if isinstance(e, ConstraintEntry))
+        new, asked = self._ledger.entries[before:], {c.meaning() for c in constraints}
+        return tuple(e for e in new if isinstance(e, ConstraintEntry) and e.constraint.meaning() in asked)
 
     def _try(
         self,
@@ -411,7 +414,92 @@ class Registry:
             screen=screen,
             polish=polish,
             seed=seed,
-            provenance=self._provenance(evidence),
+            provenance=self._provenance(evidence.names, evidence.observations.hash),
+        )
+
+    def estimate_many(
+        self,
+        data: Any,
+        *,
+        mask: Mapping[str, Any] | None = None,
+        offsets: Mapping[str, Any] | None = None,
+        prior: bool = False,
+        only: Names | None = None,
+        without: Names | None = None,
+        covariance: str = "observed",
+        start: Mapping[str, float] | Tensor | None = None,
+        fixed: Mapping[str, float] | None = None,
+        screen: int = 1024,
+        polish: int = 4,
+        shape: bool = True,
+        seed: int = 0,
+        allow_identical: bool = False,
+        progress: bool | None = None,
+    ) -> Estimates:
+        """θ̂ of B data sets at once, with their uncertainties and statuses.
+
+        Arguments:
+            data: plugin name -> (B, N, *event_shape), any subset of the plugins, or a sequence of B arrays
+                (N_b, *event_shape) (or a zarr group, or its path).
+            mask, offsets: For unequal numbers of observations; see :class:`engine.datasets.DataSets`.
+            prior: False for maximum likelihood, True for the maximum a posteriori.
+            only, without: Names of plugins to keep or to leave out.
+            covariance: ``"observed"``, ``"expected"`` or ``"godambe"``.
+            start, fixed, screen, polish, shape, seed, allow_identical, progress: See :func:`engine.many.estimate_many`.
+
+        Returns:
+            :class:`engine.Estimates`. Look at each ``status``: a data set whose fit fails does not disturb the others.
+
+        Raises:
+            ObservationError, UnknownPluginError, ParameterError, ModalityError, UntrustedError: for input
+            that cannot be used; the message names the plugin and the data set.
+        """
+        if only is not None or without is not None:
+            data = self._select(data, only, without)
+        sets = DataSets(data, _Modalities(self), mask=mask, offsets=offsets, allow_identical=allow_identical)
+        return estimate_many(
+            self.parameters,
+            {name: self.modality(name) for name in sets.names},
+            sets,
+            prior=prior,
+            start=start,
+            fixed=fixed,
+            covariance=covariance,
+            screen=screen,
+            polish=polish,
+            shape=shape,
+            seed=seed,
+            provenance=self._provenance(sets.names, sets.hash),
+            progress=progress,
+        )
+
+    def layer(
+        self,
+        *,
+        prior: bool = False,
+        only: Names | None = None,
+        without: Names | None = None,
+        screen: int = 1024,
+        polish: int = 4,
+        seed: int = 0,
+        failed: Literal["nan", "zero"] = "nan",
+    ) -> EstimationLayer:
+        """θ̂ as a torch module, of copies of the plugins: what is trained through it is not what is registered.
+
+        Arguments:
+            prior, screen, polish, seed, failed: See :class:`engine.EstimationLayer`.
+            only, without: Names of plugins to keep or to leave out.
+
+        Raises:
+            UnknownPluginError, UntrustedError: for plugins that are not there, or cannot be loaded.
+        """
+        keep = list(self.plugins) if only is None else _names(only)
+        drop = [] if without is None else _names(without)
+        for name in (*keep, *drop):
+            self._entry(name)
+        modalities = {name: copy.deepcopy(self.modality(name)) for name in keep if name not in drop}
+        return EstimationLayer(
+            self.parameters, modalities, prior=prior, screen=screen, polish=polish, seed=seed, failed=failed
         )
 
     def compare(
@@ -466,12 +554,12 @@ class Registry:
         evidence = self.evidence(data, only=only, without=without, allow_identical=allow_identical)
         return probabilities(evidence, hypotheses, weights)
 
-    def _provenance(self, evidence: Evidence) -> dict[str, Any]:
+    def _provenance(self, names: Sequence[str], data: str) -> dict[str, Any]:
         return {
             "digest": self.digest,
-            "data": evidence.observations.hash,
-            "plugins": {name: self.plugins[name].content for name in evidence.names},
-            "left_out": [name for name in self.plugins if name not in evidence.names],
+            "data": data,
+            "plugins": {name: self.plugins[name].content for name in names},
+            "left_out": [name for name in self.plugins if name not in names],
             "versions": {
                 **{p: metadata.version(p) for p in ("scalar-evidence", "torch", "numpy")},
                 "python": platform.python_version(),

@@ -25,8 +25,9 @@ from engine.interior import deepest, moved_inside
 from engine.objective import Objective
 from engine.optimise import Solution, maximise
 from engine.parameters import ParameterSpace
+from engine.program import solve
 
-__all__ = ["Starts", "best_rows", "feasible", "search", "starting_points"]
+__all__ = ["Starts", "best_rows", "feasible", "nearest", "search", "starting_points"]
 
 _NEIGHBOURS = 8  # of a screened point, for it to be a peak of its neighbourhood
 _ROWS = 4096  # searches polished together, which bounds memory
@@ -158,13 +159,33 @@ def starting_points(
     return Starts(torch.cat(chosen)[order], owner[order])
 
 
+def nearest(inside: FeasibleSet, theta: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The points of sets that are nearest to given ones.
+
+    Arguments:
+        inside: The sets, shared or with a leading dimension K.
+        theta: Points, shape (K, P).
+        scale: What distances are measured in, shape (P,).
+
+    Returns:
+        Shape (K, P), and for which of them there is any point, shape (K,); the others stay where they are.
+    """
+    if inside.is_box:
+        fine = (inside.lower <= inside.upper).all(-1).expand(len(theta))
+        moved = torch.minimum(torch.maximum(theta, inside.lower), inside.upper)
+        return torch.where(fine[:, None], moved, theta), fine
+    metric = torch.diag(1.0 / scale**2).expand(len(theta), -1, -1)
+    found = solve(metric, torch.zeros_like(theta), inside.about(theta))
+    return torch.where(found.solved[:, None], theta + found.move.nan_to_num(), theta), found.solved
+
+
 def search(objective: Objective, starts: Starts, inside: FeasibleSet) -> Solution:
     """The local maxima that the starts lead to.
 
     Arguments:
         objective: S of B data sets.
         starts: R points.
-        inside: The feasible set, its bounds (P,).
+        inside: The feasible set, shared or with a leading dimension B.
 
     Returns:
         Where they end, R rows.
@@ -179,7 +200,7 @@ def search(objective: Objective, starts: Starts, inside: FeasibleSet) -> Solutio
             maximise(
                 lambda t, rows, own=owner: objective.derivatives(t, own[rows]),
                 theta,
-                inside,
+                inside.rows(owner),
                 objective.parameters.scale,
                 value=lambda t, rows, own=owner: objective.value(t, own[rows]),
             )

@@ -1,6 +1,7 @@
-r"""Text that people write for the command line: parameters, a plugin to append, data to score.
+r"""Text that people write for the command line: parameters, constraints, a plugin to append, data to score.
 
-A parameter is one line, ``H0 [km/s/Mpc] = Uniform(40, 100)``. A plugin is a TOML file::
+A parameter is one line, ``H0 [km/s/Mpc] = Uniform(40, 100)``, and so is a linear constraint, ``a + 2 b <= 3``.
+A plugin is a TOML file::
 
     factory = "modalities:PoissonCounts"     # or the name of an installed entry point
     [configuration]
@@ -11,12 +12,16 @@ A parameter is one line, ``H0 [km/s/Mpc] = Uniform(40, 100)``. A plugin is a TOM
     [[parameter]]                            # optional: parameters it brings along
     name = "mu"
     prior = { distribution = "Uniform", low = 0.0, high = 10.0 }
+    [[constraint]]                           # optional: what parameters must satisfy together
+    kind = "linear"                          # or simplex, positive_semidefinite, ball
+    coefficients = { mu = 1.0, nu = -1.0 }
+    lower = 0.0
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +30,7 @@ import numpy as np
 import torch
 import torch.distributions as td
 
+from engine.constraints import Linear, SpaceConstraint, constraint_from_toml
 from engine.errors import EvidenceError, ModalityError, ParameterError, RegistryError
 from engine.factories import resolve
 from engine.files import parse_toml, read_bytes
@@ -33,11 +39,25 @@ from engine.parameters import Parameter
 from engine.plugin import describe, read_observations, read_plugin
 from engine.priors import FAMILIES
 
-__all__ = ["PluginSpecification", "parse_parameter", "read_data", "read_parameters", "read_specification"]
+__all__ = [
+    "PluginSpecification",
+    "parse_constraint",
+    "parse_parameter",
+    "read_constraints",
+    "read_data",
+    "read_parameters",
+    "read_specification",
+]
 
 _LINE = re.compile(
     r"\s*(?P<name>[^\s\[\]=]+(?:\[\w+\])?)\s*(?:\[(?P<unit>[^\[\]]*)\]\s*)?(?:=\s*(?P<family>\w+)\s*\((?P<arguments>[^()]*)\)\s*)?"
 )
+_COMPARISON = re.compile(r"<=|>=|==|[=≤≥]")
+_SIGNS = {"<=": "≤", ">=": "≥", "==": "="}
+_FLIPPED = {"≤": "≥", "≥": "≤", "=": "="}
+_NUMBER = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+_NAME = r"[^\W0-9][^\s+\-−*<>=≤≥]*"
+_FIELDS = {"factory", "configuration", "observations", "parameter", "constraint"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +68,7 @@ class PluginSpecification:
         modality: The modality.
         parameters: Declarations of parameters that it depends on.
         observations: Its own data, shape (N, *event_shape); None where it has none.
+        constraints: What parameters must satisfy together.
 
     Example:
         >>> from modalities import Gaussian
@@ -59,6 +80,7 @@ class PluginSpecification:
     modality: Modality
     parameters: tuple[Parameter, ...]
     observations: Any
+    constraints: tuple[SpaceConstraint, ...] = ()
 
 
 def parse_parameter(text: str) -> Parameter:
@@ -99,6 +121,55 @@ def parse_parameter(text: str) -> Parameter:
     return Parameter(match["name"], prior=prior, unit=(match["unit"] or "").strip())
 
 
+def parse_constraint(text: str, names: Iterable[str] = ()) -> Linear:
+    """One linear constraint from a line such as ``a + 2 b <= 3``, ``a - b = 0`` or ``0 <= a + b <= 1``.
+
+    Arguments:
+        text: Terms such as ``a``, ``2 a`` or ``2*a`` on either side of ``<=``, ``>=`` or ``=`` (or ≤ and ≥).
+        names: Parameters that there are, needed where one has a sign in its name, such as ``x-y``.
+
+    Raises:
+        ParameterError: showing the forms it takes.
+
+    Example:
+        >>> parse_constraint("a + 2 b <= 3"), parse_constraint("0 <= 2*a - b <= 1"), parse_constraint("a >= b + 1")
+        (Linear(a + 2 b ≤ 3), Linear(0 ≤ 2 a − b ≤ 1), Linear(1 ≤ a − b))
+    """
+    form = f"a constraint is written 'a + 2 b <= 3', '0 <= a - b <= 1' or 'a = b', got {text!r}"
+    name = "|".join([*(re.escape(n) for n in sorted(names, key=len, reverse=True)), _NAME])
+    name = rf"(?:{name})(?=[\s+\-−*<>=≤≥]|$)"
+    term = re.compile(rf"\s*([+\-−]?)\s*(?:({name})|({_NUMBER})(?:\s*\*?\s*({name}))?)\s*")
+    sides = [_terms(side, term, form) for side in _COMPARISON.split(text)]
+    signs = [_SIGNS.get(sign, sign) for sign in _COMPARISON.findall(text)]
+    if len(sides) == 3 and signs[0] == signs[1] != "=" and not sides[0][0] and sides[1][0] and not sides[2][0]:
+        (_, low), (names_, offset), (_, high) = sides if signs[0] == "≤" else sides[::-1]
+        return Linear(names_, low - offset, high - offset)
+    if len(sides) != 2 or not (sides[0][0] or sides[1][0]):
+        raise ParameterError(form)
+    if not sides[0][0]:  # 1 ≤ a is a ≥ 1
+        sides, signs = sides[::-1], [_FLIPPED[signs[0]]]
+    (left, constant), (right, bound) = sides
+    coefficients = left | {n: left.get(n, 0.0) - value for n, value in right.items()}
+    return Linear(coefficients, **{{"≤": "upper", "≥": "lower", "=": "equal"}[signs[0]]: bound - constant})
+
+
+def _terms(side: str, term: re.Pattern[str], form: str) -> tuple[dict[str, float], float]:
+    """The coefficients and the constant of one side."""
+    coefficients: dict[str, float] = {}
+    constant, at = 0.0, 0
+    while at < len(side) or not at:
+        match = term.match(side, at)
+        if match is None or (at and not match[1]):
+            raise ParameterError(form)
+        value = (-1.0 if match[1] in ("-", "−") else 1.0) * float(match[3] or 1.0)
+        if name := match[2] or match[4]:
+            coefficients[name] = coefficients.get(name, 0.0) + value
+        else:
+            constant += value
+        at = match.end()
+    return coefficients, constant
+
+
 def _toml(path: Path, limit: int = 2**24) -> dict[str, Any]:
     try:
         return parse_toml(read_bytes(path, limit), str(path))
@@ -113,7 +184,7 @@ def read_parameters(path: Path) -> list[Parameter]:
         path: The file.
 
     Raises:
-        RegistryError: for a file that cannot be read.
+        RegistryError: for a file that cannot be read, or that has other fields than a specification.
         ParameterError: for a block that is no parameter.
 
     Example:
@@ -123,10 +194,36 @@ def read_parameters(path: Path) -> list[Parameter]:
         >>> read_parameters(file)
         [Parameter('L', prior=None, unit='mm', bounds=(-inf, inf))]
     """
-    blocks = _toml(path).get("parameter", [])
+    return [Parameter.from_toml(block) for block in _blocks(_toml(path), "parameter", path)]
+
+
+def read_constraints(path: Path) -> list[SpaceConstraint]:
+    r"""The ``[[constraint]]`` blocks of a TOML file.
+
+    Arguments:
+        path: The file.
+
+    Raises:
+        RegistryError: for a file that cannot be read, or that has other fields than a specification.
+        ParameterError: for a block that is no constraint.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp(), "parameters.toml")
+        >>> _ = file.write_text('[[constraint]]\nkind = "ball"\nparameters = ["S", "C"]\n')
+        >>> read_constraints(file)
+        [Ball(‖(S, C)‖ ≤ 1)]
+    """
+    return [constraint_from_toml(block) for block in _blocks(_toml(path), "constraint", path)]
+
+
+def _blocks(table: Mapping[str, Any], kind: str, path: Path) -> list[dict[str, Any]]:
+    if unknown := set(table) - _FIELDS:
+        raise RegistryError(f"{path} has unknown fields {sorted(unknown)}; it takes {', '.join(sorted(_FIELDS))}")
+    blocks = table.get(kind, [])
     if not isinstance(blocks, list) or not all(isinstance(b, dict) for b in blocks):
-        raise ParameterError(f"{path}: parameters are written as [[parameter]] blocks")
-    return [Parameter.from_toml(block) for block in blocks]
+        raise ParameterError(f"{path}: a {kind} is written as a [[{kind}]] block")
+    return blocks
 
 
 def read_specification(path: Path, *, trust: bool = False) -> PluginSpecification:
@@ -138,6 +235,7 @@ def read_specification(path: Path, *, trust: bool = False) -> PluginSpecificatio
 
     Raises:
         RegistryError: for a file that cannot be read or has unknown fields.
+        ParameterError: for a parameter or a constraint that is none.
         ModalityError: when the configuration does not build the modality.
         UntrustedError: when it names code that no installed package declares.
 
@@ -153,10 +251,8 @@ def read_specification(path: Path, *, trust: bool = False) -> PluginSpecificatio
         declared = describe(path).parameters
         return PluginSpecification(read_plugin(path, trust=trust), tuple(declared), read_observations(path))
     table = _toml(path)
-    if unknown := set(table) - {"factory", "configuration", "observations", "parameter"}:
-        raise RegistryError(
-            f"{path} has unknown fields {sorted(unknown)}; it takes factory, configuration, observations, parameter"
-        )
+    parameters = tuple(Parameter.from_toml(b) for b in _blocks(table, "parameter", path))
+    constraints = tuple(constraint_from_toml(b) for b in _blocks(table, "constraint", path))
     if not isinstance(table.get("factory"), str):
         raise RegistryError(f'{path} needs factory = "package.module:Class", got {table.get("factory")!r}')
     factory: Callable[..., Any] = resolve(table["factory"], "modality", trust=trust)
@@ -169,9 +265,7 @@ def read_specification(path: Path, *, trust: bool = False) -> PluginSpecificatio
         raise ModalityError(f"{table['factory']} cannot be built from the configuration in {path}: {error}") from error
     x = table.get("observations", {}).get("x")
     observations = None if x is None else _value(x, path.parent, trust)
-    return PluginSpecification(
-        modality, tuple(Parameter.from_toml(b) for b in table.get("parameter", [])), observations
-    )
+    return PluginSpecification(modality, parameters, observations, constraints)
 
 
 def _value(value: Any, folder: Path, trust: bool) -> Any:

@@ -312,11 +312,12 @@ class Term:
         if mask is None:
             return x, None
         full = mask.expand(len(x), local.shape[1], x.shape[2])
-        kept = self._filled.get(x)
-        if kept is None or kept[0] is not mask or kept[1] != (x._version, mask._version):
+        kept, versions = self._filled.get(x), (x._version, mask._version)
+        if kept is None or kept[0] is not mask or kept[1] != versions:
             with torch.inference_mode(False), torch.no_grad():
-                kept = self._filled[x] = (mask, (x._version, mask._version), _filled(x, full))
-        return x if kept[2] is None else kept[2], full
+                kept = self._filled[x] = (mask, versions, _filled(x, full))
+        filled: Tensor | None = kept[2]
+        return x if filled is None else filled, full
 
     def _prepare(self, x: Tensor) -> list[Tensor]:
         """What the plugins keep of x (G, 1 or K, B, *event): tensors (G, 1 or K, B, ...), computed once."""

@@ -204,12 +204,18 @@ class _Judge:
 
     def _at_wall(self, b: int, theta: Tensor, score: Tensor) -> bool:
         """Whether S is −∞ a hundredth of a typical size up its own slope."""
-        lower, upper, scale = self.inside.lower, self.inside.upper, self.space.scale
+        own, scale = self._own(b), self.space.scale
+        lower, upper = own.lower, own.upper
         uphill = torch.where(upper > lower, score * scale, 0.0)
         step = 1e-2 * scale * uphill / uphill.norm().clamp_min(1e-300)
-        step = step * self.inside.reach(theta, step).clamp_max(1.0) if not self.inside.is_box else step
+        step = step * own.reach(theta, step).clamp_max(1.0) if not own.is_box else step
         beyond = torch.minimum(torch.maximum(theta + step, lower), upper)
         return bool(torch.isinf(self.objective.value(beyond[None], torch.tensor([b])))[0])
+
+    def _own(self, b: int) -> FeasibleSet:
+        """The set of data set b, unbatched."""
+        one = self.inside.rows(torch.tensor([b]))
+        return self.inside if self.inside.lower.dim() == 1 else one.first()
 
     def _held(self, face: Face, b: int) -> dict[str, str]:
         """Parameters on an active bound, and constraints that are active, with the side."""
@@ -316,15 +322,15 @@ class _Judge:
         ]  # (n, P, P), a row for each axis
         moves = torch.cat([axes, -axes], 1)  # (n, 2P, P)
         live = (moves != 0).any(-1)
-        own = self.inside.rows(torch.arange(n).repeat_interleave(2 * P)) if self.inside.lower.dim() > 1 else self.inside
+        own = self.inside.rows(rows.repeat_interleave(2 * P))
         start = at.repeat_interleave(2 * P, 0)
         room = own.reach(start, moves.reshape(-1, P)).reshape(n, 2 * P)
         reach = room.clamp(0.0, 1.0)
 
         def S(distance: Tensor) -> Tensor:
-            end = at[:, None] + distance[..., None] * moves
-            end = torch.minimum(torch.maximum(end, self.inside.lower), self.inside.upper)
-            return self.objective.value(end.reshape(-1, P), rows.repeat_interleave(2 * P)).reshape(n, 2 * P)
+            end = (at[:, None] + distance[..., None] * moves).reshape(-1, P)
+            end = torch.minimum(torch.maximum(end, own.lower), own.upper)
+            return self.objective.value(end, rows.repeat_interleave(2 * P)).reshape(n, 2 * P)
 
         drop, expected = top[rows][:, None] - S(reach), 0.5 * reach**2
         flat = (reach > 0.3) & (drop < 0.01 * expected)
@@ -353,7 +359,7 @@ class _Judge:
 
     def _profile_is_steep(self, b: int, theta: Tensor, column: int, ends: Tensor, top: float, expected: Tensor) -> bool:
         try:
-            values = profile_at(self.objective, b, theta, [column], ends[:, None], self.inside)
+            values = profile_at(self.objective, b, theta, [column], ends[:, None], self._own(b))
         except EstimateError:
             return False
         return bool((top - values > 25.0 * expected + 0.01).all())

@@ -7,7 +7,16 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["LOG_2PI", "cholesky", "least", "poisson_derivatives", "poisson_log_density", "poisson_peak", "whiten", "whitening"]
+__all__ = [
+    "LOG_2PI",
+    "cholesky",
+    "least",
+    "poisson_constant",
+    "poisson_derivatives",
+    "poisson_log_density",
+    "whiten",
+    "whitening",
+]
 
 LOG_2PI = math.log(2.0 * math.pi)
 _TINY = 1e-300  # a rate below it has no inverse that is a number
@@ -33,28 +42,34 @@ def poisson_log_density(x: Tensor, rate: Tensor) -> Tensor:
     log_ratio = torch.where(
         near, torch.log1p(torch.where(near, excess, 0.0)), torch.where(near, 1.0, expected).log() - counts.log()
     )
-    value = torch.where(some, counts * (log_ratio - excess) + poisson_peak(counts), -torch.where(impossible, 0.0, rate))
+    value = torch.where(some, counts * (log_ratio - excess) + _log_peak(counts), -torch.where(impossible, 0.0, rate))
     return torch.where(impossible, -math.inf, value)
 
 
-def poisson_peak(x: Tensor) -> Tensor:
-    r""":math:`x \log x - x - \log\Gamma(x + 1)` for x > 0, by Stirling's series where x is large; NaN at 0.
-
-    Example:
-        >>> poisson_peak(torch.tensor([1.0, 1000.0]))
-        tensor([-1.0000, -4.3728])
-    """
+def _log_peak(x: Tensor) -> Tensor:
+    r""":math:`x \log x - x - \log\Gamma(x + 1)` for x > 0, by Stirling's series where x is large."""
     large = x > 100.0
     big, small = torch.where(large, x, 200.0), torch.where(large, 1.0, x)
     series = -0.5 * (LOG_2PI + big.log()) - 1.0 / (12.0 * big) + 1.0 / (360.0 * big**3)
     return torch.where(large, series, small * small.log() - small - torch.lgamma(small + 1.0))
 
 
+def poisson_constant(x: Tensor) -> Tensor:
+    r""":math:`\sum_b x_b \log x_b - x_b - \log\Gamma(x_b + 1)` over the last axis, what a density owes to x alone.
+
+    Example:
+        >>> poisson_constant(torch.tensor([[1.0, 1000.0], [0.0, 0.0]]))
+        tensor([-5.3729,  0.0000])
+    """
+    some = x > 0
+    return torch.where(some, _log_peak(torch.where(some, x, 1.0)), 0.0).sum(-1)
+
+
 def poisson_derivatives(x: Tensor, rate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     r"""f, f' and −f'' of :math:`f(\lambda) = x \log(\lambda / x) - \lambda + x`, entry by entry, for real x >= 0.
 
-    Where x > 0, :func:`poisson_log_density` is f and :func:`poisson_peak`; else it is f. Where it is −∞ so is f,
-    and its derivatives are 0.
+    Summed and with :func:`poisson_constant`, it is :func:`poisson_log_density`. Where that is −∞ so is f, and its
+    derivatives are 0.
 
     Example:
         >>> [round(v.item(), 4) for v in poisson_derivatives(torch.tensor(6.0), torch.tensor(3.0))]

@@ -22,7 +22,14 @@ from torch.distributions import constraints
 
 from engine.errors import ModalityError
 from engine.modality import Modality
-from modalities._densities import LOG_2PI, poisson_log_density, whiten, whitening
+from modalities._densities import (
+    LOG_2PI,
+    poisson_constant,
+    poisson_derivatives,
+    poisson_log_density,
+    whiten,
+    whitening,
+)
 from modalities._tensors import Exact, Numbers, check_covariance, own_generator, per_entry, require
 
 __all__ = ["Constraint"]
@@ -113,6 +120,38 @@ class Constraint(Exact, Modality):
         log_x, log_theta = (torch.where(impossible, 1.0, v).log() for v in torch.broadcast_tensors(x, theta))
         value = -0.5 * ((log_x - log_theta) / self.sd).square() - log_x - self.sd.log() - 0.5 * LOG_2PI
         return torch.where(impossible, -math.inf, value).sum(-1)
+
+    @property
+    def concave(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether its kind is "normal" or "poisson"; "lognormal" is concave in log θ instead."""
+        return self.kind != "lognormal"
+
+    def prepare(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What a "poisson" scalar has of x alone: x (*batch, P_m) -> (*batch); nothing for the others."""
+        return (poisson_constant(x.to(torch.float64)),) if self.kind == "poisson" else ()
+
+    @torch.no_grad()
+    def derivatives(self, x: Tensor, theta: Tensor, constant: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """s with C⁻¹ r and C⁻¹, or what the one-dimensional densities give entry by entry.
+
+        Arguments:
+            x: Auxiliary measurements, shape (*batch, P_m).
+            theta: Values of :attr:`parameter_names`, shape (*batch, P_m).
+            constant: What :meth:`prepare` returned for x.
+        """
+        x, theta = x.to(torch.float64), theta.to(torch.float64)
+        if self.kind == "poisson":
+            f, slope, curvature = poisson_derivatives(x, self.scale * theta)
+            value = f.sum(-1) + (poisson_constant(x) if constant is None else constant)
+            return value, self.scale * slope, torch.diag_embed(self.scale.square() * curvature)
+        value = self.log_evidence(x, theta)
+        if self.kind == "normal":
+            precision = self.whitener.mT @ self.whitener if self._correlated else torch.diag_embed(self.sd**-2)
+            return value, whiten(precision, x - theta), precision
+        impossible = (theta <= 0) | (x <= 0)
+        log_ratio = torch.where(impossible, 1.0, x).log() - torch.where(impossible, 1.0, theta).log()
+        pull, inverse = log_ratio / self.sd.square(), torch.where(impossible, 0.0, 1.0 / theta)
+        return value, pull * inverse, torch.diag_embed((self.sd**-2 + pull) * inverse.square())
 
     @torch.no_grad()
     def simulate(self, theta: Tensor, generator: torch.Generator | None = None) -> Tensor:

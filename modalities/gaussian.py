@@ -27,6 +27,8 @@ from modalities._tensors import Exact, Numbers, check_covariance, own_generator,
 
 __all__ = ["Gaussian"]
 
+_KEPT = 2**22  # numbers that are kept for one block of data
+
 
 class Gaussian(Exact, Modality):
     """Evidence from values with Gaussian errors, independent or correlated.
@@ -108,6 +110,16 @@ class Gaussian(Exact, Modality):
         """float64, whatever the dtype of a mean with weights."""
         return torch.float64
 
+    @property
+    def concave(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the mean is θ itself and the errors are known: s is a quadratic form then."""
+        return self.mean.function is None and not self._varies
+
+    @property
+    def has_derivatives(self) -> bool:
+        """Whether s is a quadratic form of θ; with a function inside, no closed form is faster than differentiation."""
+        return super().has_derivatives and self.concave
+
     def log_evidence(self, x: Tensor, theta: Tensor) -> Tensor:
         """log p(x | θ) in nats: x (*batch, *event_shape), θ (*batch, P_m) -> (*batch)."""
         x = x.to(torch.float64) if self.event_shape else x.to(torch.float64)[..., None]
@@ -156,6 +168,54 @@ class Gaussian(Exact, Modality):
             covariance = torch.where(both, covariance, identity)
         factor, valid = cholesky(covariance)
         return factor, whitening(factor), valid
+
+    def prepare(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The precision (*batch, D, D) of what was measured and s at x = θ (*batch), where entries of x may be missing.
+
+        Not for large data: () where they would take more than 32 MB.
+        """
+        D = self.mean.shape[0]
+        if not self.allows_missing or x.numel() * D > _KEPT:
+            return ()
+        return self._marginal(x if self.event_shape else x[..., None])
+
+    def _marginal(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        measured = ~x.isnan()
+        if self._diagonal:
+            sd, _ = self._sd(x)
+            precision = torch.diag_embed(torch.where(measured, sd**-2, 0.0))
+            half_log_det = torch.where(measured, sd.log(), 0.0).sum(-1)
+        else:
+            _, whitener, _ = self._factors(x, measured)
+            half_log_det = -whitener.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            whitener = whitener * measured[..., None, :]
+            precision = whitener.mT @ whitener
+        return precision, -half_log_det - 0.5 * LOG_2PI * measured.sum(-1, dtype=torch.float64)
+
+    @torch.no_grad()
+    def derivatives(
+        self, x: Tensor, theta: Tensor, precision: Tensor | None = None, peak: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """s, C⁻¹ r and C⁻¹, where the mean is θ itself and C does not depend on it.
+
+        Arguments:
+            x: Observations, shape (*batch, *event_shape).
+            theta: Values of :attr:`parameter_names`, shape (*batch, P_m).
+            precision: What :meth:`prepare` returned for x, as ``peak``.
+            peak: What :meth:`prepare` returned for x, as ``precision``.
+        """
+        theta, x = theta.to(torch.float64), x.to(torch.float64) if self.event_shape else x.to(torch.float64)[..., None]
+        if self.allows_missing:
+            residual = torch.where(x.isnan(), 0.0, x) - theta
+            precision, peak = self._marginal(x) if precision is None or peak is None else (precision, peak)
+            score = whiten(precision, residual)
+            return peak - 0.5 * (torch.where(x.isnan(), 0.0, residual) * score).sum(-1), score, precision
+        value = self._log_density(x - theta, theta, None, x.shape[-1])
+        if self._diagonal:
+            weight = self._sd(theta)[0] ** -2
+            return value, weight * (x - theta), torch.diag_embed(weight)
+        precision = self.whitener.mT @ self.whitener
+        return value, whiten(precision, x - theta), precision
 
     @torch.no_grad()
     def simulate(self, theta: Tensor, generator: torch.Generator | None = None) -> Tensor:

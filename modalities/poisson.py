@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from engine.modality import Modality
-from modalities._densities import poisson_derivatives, poisson_log_density, poisson_peak
+from modalities._densities import poisson_constant, poisson_derivatives, poisson_log_density
 from modalities._histfactory import affine_rate, compile_channel
 from modalities._predictor import jacobian
 from modalities._tensors import Exact, Numbers, own_generator, require
@@ -149,25 +149,25 @@ class PoissonCounts(Exact, Modality):
 
     def prepare(self, x: Tensor) -> tuple[Tensor, ...]:
         """What the scalar has of x alone, most of its cost: x (*batch, bins) -> (*batch)."""
-        x = x.to(torch.float64)
-        return (torch.where(x > 0, poisson_peak(torch.where(x > 0, x, 1.0)), 0.0).sum(-1),)
+        return (poisson_constant(x.to(torch.float64)),)
 
     @torch.no_grad()
-    def derivatives(self, x: Tensor, theta: Tensor, peak: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def derivatives(self, x: Tensor, theta: Tensor, constant: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """s, J w and Jᵀ diag(n/ν²) J for an affine rate, where w = n/ν − 1 and J = ∂ν/∂θ is constant.
 
         Arguments:
             x: Counts, shape (*batch, bins).
             theta: Values of :attr:`parameter_names`, shape (*batch, P_m).
-            peak: What :meth:`prepare` returned for x.
+            constant: What :meth:`prepare` returned for x.
         """
-        (peak,) = self.prepare(x) if peak is None else (peak,)
+        x = x.to(torch.float64)
+        constant = poisson_constant(x) if constant is None else constant
         P = len(self.slope)
         rate = torch.addmm(self.offset, theta.to(torch.float64).reshape(-1, P), self.slope)
         rate = rate.reshape(*theta.shape[:-1], -1)
-        f, w, curvature = poisson_derivatives(x.to(torch.float64), rate)
+        f, w, curvature = poisson_derivatives(x, rate)
         information = _rows(self.products, curvature)
-        return f.sum(-1) + peak, _rows(self.slope, w), information.unflatten(-1, (P, P))
+        return f.sum(-1) + constant, _rows(self.slope, w), information.unflatten(-1, (P, P))
 
     @torch.no_grad()
     def simulate(self, theta: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -50,8 +50,8 @@ class Quadratic(Exact, Modality):
     """Learned evidence η(x)'t − ½ t'Λ(x)t, concave in θ for every x and every value of the weights.
 
     One linear layer turns the encoder's features into η and L; it starts at η = 0 and Λ = 0.48 I, without random
-    numbers. The scalar is computed in float64 from weights of any dtype, so that no digit of it depends on the batch
-    that x comes in; :meth:`loss` runs the encoder in its own dtype.
+    numbers. The scalar is computed in float64 from weights of any dtype, as in float32 it would depend, in the eighth
+    digit, on the batch that x comes in; :meth:`loss` runs the encoder in its own dtype.
 
     Arguments:
         encoder: An ``nn.Module`` from x (n, *event_shape), or (n, 1) where that is (), to features (n, F), each row
@@ -214,8 +214,8 @@ class Quadratic(Exact, Modality):
         if lead != batch:
             eta, precision = eta.sum(-2), precision.sum(-3)
         root = torch.linalg.cholesky(torch.eye(size, dtype=eta.dtype, device=eta.device) + precision)
-        mean = torch.linalg.solve_triangular(root, eta[..., None], upper=False)[..., 0]
-        z = whiten(root.mT, self._standardised(theta)) - mean  # |z|² = (t − m)'(I + Λ)(t − m)
+        shift = torch.linalg.solve_triangular(root, eta[..., None], upper=False)[..., 0]
+        z = whiten(root.mT, self._standardised(theta)) - shift  # |z|² = (t − m)'(I + Λ)(t − m)
         half_log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1) - self.scale.log().sum()
         each = 0.5 * z.square().sum(-1) - half_log_det + 0.5 * LOG_2PI * size
         return each.mean() if weights is None else (weights * each).sum() / weights.sum()
@@ -255,7 +255,7 @@ class Quadratic(Exact, Modality):
                 f"{tuple(x.shape)}; keep the event's axes last"
             )
         flat, own = x.reshape(math.prod(batch), *(self.event_shape or (1,))), self._encoder_dtype()
-        if exact and own != torch.float64:  # in float32 a row's features change in the eighth digit with its batch
+        if exact and own != torch.float64:
             wide = {name: t.to(torch.float64) for name, t in self._tensors().items() if t.is_floating_point()}
             out = functional_call(self.encoder, wide, (flat.to(torch.float64),))
         else:

@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from engine.many import Estimates
     from engine.result import Estimate
     from engine.uncertainty import Interval
 
-__all__ = ["as_text", "estimate_group", "estimate_text", "rounded", "subsets_table"]
+__all__ = ["as_text", "estimate_group", "estimate_text", "estimates_text", "rounded", "subsets_table"]
 
 _COLOURS = {
     "converged": "green",
@@ -248,3 +249,36 @@ def estimate_text(fit: Estimate, intervals: Mapping[str, Interval] | None = None
         True
     """
     return as_text(estimate_group(fit, intervals))
+
+
+def estimates_text(fits: Estimates) -> str:
+    """Many estimates as text: how they ended, and the mean and spread of those that converged.
+
+    Arguments:
+        fits: The estimates.
+
+    Example:
+        >>> from engine import Parameter, ParameterSpace
+        >>> from engine.many import estimate_many
+        >>> from modalities import Gaussian
+        >>> space, plugins = ParameterSpace([Parameter("mu")]), {"a": Gaussian(parameter_names=("mu",), sd=1.0)}
+        >>> print(estimates_text(estimate_many(space, plugins, {"a": [[[1.0]], [[2.0]], [[3.0]]]})).splitlines()[0])
+        3 data sets: 3 converged
+    """
+    counts = ", ".join(f"{n} {status}" for status, n in fits.counts().items())
+    kind = "maximum a posteriori" if fits.prior else "maximum likelihood"
+    lines = Text(f"{len(fits)} data set{'s' * (len(fits) != 1)}: {counts}\n")
+    table = Table(box=box.SIMPLE_HEAD, title=f"{kind}, {fits.covariance_kind} information", title_justify="left")
+    for column in ("parameter", "unit"):
+        table.add_column(column)
+    for column in ("mean of estimates", "their spread", "mean error"):
+        table.add_column(column, justify="right")
+    fine = fits.converged
+    for name in fits.parameters.names:
+        one = fits[name]
+        value, error = one.value[fine], one.error[fine]
+        spread = float(value.std()) if len(value) > 1 else math.nan
+        mean, width = rounded(float(value.mean()), spread) if len(value) else ("—", "—")
+        typical = rounded(0.0, float(error.mean()))[1] if len(error) else "—"
+        table.add_row(escape(name), escape(one.unit), mean, width, typical)
+    return as_text(lines, table)

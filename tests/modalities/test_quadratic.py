@@ -172,8 +172,8 @@ def test_the_loss_converges_to_the_exact_natural_parameters_of_a_linear_problem(
     loss = train(modality, x, theta)
     seen = draws(50, 3, seed=5)
     eta, precision = (t.detach() for t in modality.natural(seen))
-    torch.testing.assert_close(eta, (seen - A @ CENTRE) @ SOLVED.mT, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(precision, FISHER.expand(50, 2, 2), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(eta, (seen - A @ CENTRE) @ SOLVED.mT, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(precision, FISHER.expand(50, 2, 2), rtol=1e-6, atol=1e-6)
     entropy = 0.5 * torch.logdet(2 * math.pi * math.e * POSTERIOR).item()
     assert loss == pytest.approx(entropy, abs=1e-9)  # in nats, in the units of θ
     information = (0.5 * math.log(2 * math.pi * math.e) + SCALE.log()).sum().item() - loss
@@ -188,8 +188,8 @@ def test_fifty_observations_add_up_to_the_exact_maximum_likelihood_fit():
     fit = estimate(Evidence(space, {"linear": modality.eval()}, {"linear": x}))
     exact = torch.linalg.solve(FISHER, SOLVED @ x.mean(0))
     assert fit.status is Status.CONVERGED
-    torch.testing.assert_close(fit.theta, exact, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(fit.information, 50 * FISHER, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(fit.theta, exact, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(fit.information, 50 * FISHER, rtol=1e-6, atol=1e-6)
     eta, precision = (t.detach().sum(0) for t in modality.natural(x))
     torch.testing.assert_close(CENTRE + torch.linalg.solve(precision, eta), fit.theta, rtol=1e-9, atol=1e-9)
 
@@ -248,8 +248,8 @@ def test_precision_that_depends_on_x_is_learned_where_the_data_bring_their_own_e
     modality = Quadratic(nn.Identity(), ("a",), (2,))
     train(modality, feature.repeat(2, 1), theta)
     eta, precision = (t.detach()[..., 0] for t in modality.natural(feature))
-    torch.testing.assert_close(eta, value / sd.square(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(precision[..., 0], sd**-2, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(eta, value / sd.square(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(precision[..., 0], sd**-2, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
