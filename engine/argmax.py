@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Literal
@@ -38,6 +38,7 @@ __all__ = ["argmax"]
 
 _DIFFCP = {"solve_method": "SCS", "mode": "dense", "eps": 1e-10, "max_iters": 100_000, "n_jobs_forward": 1}
 _DIFFCP |= {"n_jobs_backward": 1}
+_FIELDS = ("lower", "upper", "A", "b", "C", "d")
 _LAYERS = threading.RLock()  # a layer keeps the last call's batch size in itself
 
 
@@ -74,7 +75,6 @@ def argmax(
         )
     if not len(slope):
         return slope.clone(), torch.zeros(0, dtype=torch.bool)
-    curvature = 0.5 * (curvature + curvature.mT)
     if inside.cones:
         move, solved = _conic(curvature, slope, inside)
     elif not inside.is_box:
@@ -123,13 +123,11 @@ class _Failure(torch.autograd.Function):
 def _free(J: Tensor, g: Tensor, inside: FeasibleSet) -> tuple[Tensor, Tensor]:
     """No constraints: J⁻¹ g."""
     with small_work(J.shape[-1] ** 2):
-        with torch.no_grad():
-            unit = _unit(J)
-            scaled = J * unit[:, :, None] * unit[:, None, :]
-            solved = torch.linalg.cholesky_ex(scaled)[1] == 0
-            solved &= torch.isfinite(scaled).flatten(1).all(1) & torch.isfinite(g).all(1)
-            solved &= ((inside.lower < inside.upper) & ~inside.lower.isposinf()).all(-1)
-        J, g = J * unit[:, :, None] * unit[:, None, :], g * unit
+        unit = _unit(J)
+        J, g = 0.5 * (J + J.mT) * unit[:, :, None] * unit[:, None, :], g * unit
+        solved = torch.linalg.cholesky_ex(J.detach())[1] == 0
+        solved &= torch.isfinite(J.detach()).flatten(1).all(1) & torch.isfinite(g.detach()).all(1)
+        solved &= ((inside.lower < inside.upper) & ~inside.lower.isposinf()).all(-1)
         if not bool(solved.all()):
             eye = torch.eye(g.shape[1], dtype=g.dtype)
             J, g = torch.where(solved[:, None, None], J, eye), torch.where(solved[:, None], g, 0.0)
@@ -159,36 +157,48 @@ class _Box(torch.autograd.Function):
         ctx: Any, *cotangents: Tensor
     ) -> tuple[Tensor | None, ...]:
         J, move, low, high, solved = ctx.saved_tensors
-        pinned = low | high | ~solved[:, None]
-        J = J if bool(solved.all()) else torch.where(solved[:, None, None], J, torch.eye(J.shape[1], dtype=J.dtype))
-        u, _, t = respond(J, J[:, :0], pinned, pinned[:, :0], cotangents[0])
-        to_J = -0.5 * (outer := u[:, :, None] * move[:, None, :]) - 0.5 * outer.mT if ctx.needs_input_grad[0] else None
-        share = t * torch.where(low & high, 0.5, 1.0) * solved[:, None]
-        bounds = [torch.where(side, share, 0.0) for side in (low, high)]
-        lower, upper = (t if batched else t.sum(0) for t, batched in zip(bounds, ctx.batched, strict=True))
-        return to_J, u, lower, upper
+        with small_work(J.shape[-1] ** 2):
+            J, pinned = 0.5 * (J + J.mT), low | high
+            if not bool(solved.all()):
+                J, pinned = (
+                    torch.where(solved[:, None, None], J, torch.eye(J.shape[1], dtype=J.dtype)),
+                    pinned | ~solved[:, None],
+                )
+            u, _, t = respond(J, J[:, :0], pinned, pinned[:, :0], cotangents[0])
+            t = t * torch.where(low & high, 0.5, 1.0)
+            bounds = [torch.where(side, t, 0.0) for side in (low, high)]
+            lower, upper = (t if batched else t.sum(0) for t, batched in zip(bounds, ctx.batched, strict=True))
+            return _to_curvature(u, move) if ctx.needs_input_grad[0] else None, u, lower, upper
+
+
+def _to_curvature(u: Tensor, move: Tensor) -> Tensor:
+    outer = (-0.5 * u[:, :, None]) * move[:, None, :]
+    return outer + outer.mT
 
 
 def _linear(J: Tensor, g: Tensor, inside: FeasibleSet) -> tuple[Tensor, Tensor]:
     """Linear rows: a cvxpylayers layer that has the batched solver in it."""
-    P = g.shape[1]
-    unit = _unit(J)
     with _quietly():
-        layer, names = _linear_layer(P, inside.A.shape[-2], inside.C.shape[-2])
-    values = {
-        "J": J * unit[:, :, None] * unit[:, None, :],
-        "g": g * unit,
-        "lower": inside.lower / unit,
-        "upper": inside.upper / unit,
-        "A": inside.A * unit[:, None, :],
-        "b": inside.b,
-        "C": inside.C * unit[:, None, :],
-        "d": inside.d,
-    }
-    with _LAYERS:
+        layer, names = _linear_layer(g.shape[1], inside.A.shape[-2], inside.C.shape[-2])
+
+    def call(J: Tensor, g: Tensor, lower: Tensor, upper: Tensor, A: Tensor, b: Tensor, C: Tensor, d: Tensor) -> Tensor:
+        unit = _unit(J)
+        values = {
+            "J": 0.5 * (J + J.mT) * unit[:, :, None] * unit[:, None, :],
+            "g": g * unit,
+            "lower": lower / unit,
+            "upper": upper / unit,
+            "A": A * unit[:, None, :],
+            "b": b,
+            "C": C * unit[:, None, :],
+            "d": d,
+        }
         (move,) = layer(*(values[name] for name in names))
+        return move * unit
+
+    move: Any = _Enclosed.apply(call, J, g, *(getattr(inside, n) for n in _FIELDS))
     solved = torch.isfinite(move.detach()).all(-1)
-    return torch.where(solved[:, None], move, 0.0) * unit, solved
+    return torch.where(solved[:, None], move, 0.0), solved
 
 
 def _conic(J: Tensor, g: Tensor, inside: FeasibleSet) -> tuple[Tensor, Tensor]:
@@ -226,9 +236,15 @@ def _project(layer: Any, values: list[Tensor]) -> tuple[Tensor, Tensor]:
     """What a layer says, and for which problems: one that its solver gives up on ends the whole batch."""
     from diffcp.cone_program import SolverError
 
+    def call(*values: Tensor) -> Any:
+        level: list[Tensor] = []
+        (y,) = layer(*(_Restore.apply(t, level) for t in values))
+        return _Level.apply(y, level)
+
     K = len(values[0])
     try:
-        return _Projection.apply(layer, *values), torch.ones(K, dtype=torch.bool)  # type: ignore[return-value]
+        y: Any = _Enclosed.apply(call, *values)
+        return y, torch.ones(K, dtype=torch.bool)
     except SolverError:
         if K == 1:
             return 0.0 * values[0], torch.zeros(1, dtype=torch.bool)
@@ -236,15 +252,34 @@ def _project(layer: Any, values: list[Tensor]) -> tuple[Tensor, Tensor]:
         return torch.cat([y for y, _ in each]), torch.cat([fine for _, fine in each])
 
 
-class _Projection(torch.autograd.Function):
-    """A layer, called and differentiated under the lock, with cotangents of size one: it drops small ones."""
+class _Enclosed(torch.autograd.Function):
+    """A call of a layer and its differentiation, on one torch thread and under the lock."""
 
     @staticmethod
-    def forward(ctx: Any, layer: Any, *values: Tensor) -> Tensor:
-        ctx.given = [t.detach().requires_grad_() for t in values]
-        with torch.enable_grad(), _quietly():
-            (ctx.y,) = layer(*ctx.given)
-        return ctx.y.detach()
+    def forward(ctx: Any, call: Callable[..., Tensor], *values: Tensor) -> Tensor:
+        ctx.given = [t.detach().requires_grad_(t.requires_grad) for t in values]
+        with torch.set_grad_enabled(any(ctx.needs_input_grad)), _quietly(), small_work(values[0].shape[-1] ** 2):
+            ctx.result = call(*ctx.given)
+        return ctx.result.detach()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *cotangents: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        wanted = [t for t in ctx.given if t.requires_grad]
+        with torch.enable_grad(), _quietly(), small_work(ctx.given[0].shape[-1] ** 2):
+            found = iter(torch.autograd.grad(ctx.result, wanted, cotangents[0], retain_graph=True, allow_unused=True))
+        return None, *(next(found) if t.requires_grad else None for t in ctx.given)
+
+
+class _Level(torch.autograd.Function):
+    """The identity; backwards, each problem's cotangent is brought to size one, for a layer that drops small ones."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, level: list[Tensor]) -> Tensor:
+        ctx.level = level
+        return y.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -252,10 +287,24 @@ class _Projection(torch.autograd.Function):
         ctx: Any, *cotangents: Tensor
     ) -> tuple[Tensor | None, ...]:
         size = cotangents[0].abs().amax(-1)
-        size = torch.where(size > 0, size, 1.0)
-        with torch.enable_grad(), _quietly():
-            gradients = torch.autograd.grad(ctx.y, ctx.given, cotangents[0] / size[:, None], retain_graph=True)
-        return None, *(t * size.reshape(-1, *[1] * (t.dim() - 1)) for t in gradients)
+        ctx.level[:] = [torch.where(size > 0, size, 1.0)]
+        return cotangents[0] / ctx.level[0][:, None], None
+
+
+class _Restore(torch.autograd.Function):
+    """The identity; backwards, gradients get the size back that :class:`_Level` took."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, level: list[Tensor]) -> Tensor:
+        ctx.level = level
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *cotangents: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        return cotangents[0] * ctx.level[0].reshape(-1, *[1] * (cotangents[0].dim() - 1)), None
 
 
 @contextmanager
@@ -368,8 +417,7 @@ def _batched_solver() -> Any:
                 dprimal = torch.where(solved, dprimal, 0.0)
             u, w, t = respond(J, rows, low | high | ~solved, on, dprimal)
             t = t * torch.where(low & high, 0.5, 1.0) * solved
-            to_J = (-0.5 * u[:, :, None]) * move[:, None, :]
-            to_J = (to_J + to_J.mT).reshape(K, -1)[:, self.where[0]]
+            to_J = _to_curvature(u, move).reshape(K, -1)[:, self.where[0]]
             # of the canonical [A | a], which has the opposite sign of the rows
             to_rows = lam[:, :, None] * u[:, None, :] + w[:, :, None] * move[:, None, :]
             bounds = u.new_zeros(K, 2 * n, n)

@@ -101,7 +101,7 @@ class EstimationLayer(nn.Module):
         *,
         prior: bool = False,
         screen: int = 1024,
-        polish: int = 4,
+        polish: int = 8,
         seed: int = 0,
         failed: Literal["nan", "zero"] = "nan",
     ) -> None:

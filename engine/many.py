@@ -300,7 +300,7 @@ def estimate_many(
     fixed: Mapping[str, float] | None = None,
     covariance: str = "observed",
     screen: int = 1024,
-    polish: int = 4,
+    polish: int = 8,
     shape: bool = True,
     seed: int = 0,
     allow_identical: bool = False,

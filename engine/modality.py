@@ -182,8 +182,8 @@ class Modality(nn.Module):
 
         Returns:
             s (*batch), the same as :meth:`log_evidence`; ∇s (*batch, P_m); −∇²s (*batch, P_m, P_m), with both
-            batches broadcast. Each may be an expanded view, or leave out or have size 1 in dimensions of
-            the batch along which it is the same. Where s is −∞, any derivatives but NaN will do.
+            batches broadcast. Each may be an expanded view, have size 1 in dimensions of the batch along which
+            it is the same, or leave out the whole batch. Where s is −∞, any derivatives but NaN will do.
 
         Raises:
             NotImplementedError: where it was not written; see :attr:`has_derivatives`.

@@ -151,12 +151,15 @@ def _probe(
 ) -> tuple[Tensor, Tensor] | None:
     """Rows beside whose maxima, a twentieth of a standard error along some component, S is higher; and where."""
     rows = solution.converged.nonzero()[:, 0]
-    if not len(rows) or not inside.is_linear:
+    if not inside.is_linear:
+        return None
+    if inside.is_box and solution.theta.shape[1] > 1:
+        rows = _unlike_a_parabola(value, solution, rows, inside, scale)
+    if not len(rows):
         return None
     theta, P = solution.theta[rows], solution.theta.shape[1]
     own = inside.rows(rows)
-    curvature = solution.at.information[rows].diagonal(dim1=-2, dim2=-1).abs()
-    step = torch.diag_embed(0.05 / torch.maximum(curvature, 1e-8 / scale**2).sqrt())
+    step = torch.diag_embed(_small_step(solution, rows, scale))
     if own.is_box:
         trial = torch.cat([theta[:, None] + step, theta[:, None] - step], 1)
         trial = torch.minimum(torch.maximum(trial, own.lower[:, None]), own.upper[:, None])
@@ -174,6 +177,32 @@ def _probe(
     most, side = gain.max(-1)
     up = most > 1e-6 + 16.0 * solution.at.resolution[rows]
     return (rows[up], trial[up, side[up]]) if bool(up.any()) else None
+
+
+def _small_step(solution: Solution, rows: Tensor, scale: Tensor) -> Tensor:
+    """A twentieth of a standard error of each component, (k, P)."""
+    curvature = solution.at.information[rows].diagonal(dim1=-2, dim2=-1).abs()
+    return 0.05 / torch.maximum(curvature, 1e-8 / scale**2).sqrt()
+
+
+def _unlike_a_parabola(
+    value: Callable[[Tensor, Tensor], Tensor], solution: Solution, rows: Tensor, inside: FeasibleSet, scale: Tensor
+) -> Tensor:
+    """Rows where S differs from its parabola along one direction in which every component moves, to either side: a kink
+    in any of them shows there, at a fraction of what it costs to look along each."""
+    theta, own = solution.theta[rows], inside.rows(rows)
+    step = _small_step(solution, rows, scale)
+    signs = 1.0 - 2.0 * (torch.arange(theta.shape[1]) % 2).to(step.dtype)
+    ends = [torch.minimum(torch.maximum(theta + s * signs * step, own.lower), own.upper) for s in (1.0, -1.0)]
+    odd = torch.zeros(len(rows), dtype=torch.bool)
+    for end in ends:
+        move = end - theta
+        J = solution.at.information[rows]
+        fall = (solution.at.score[rows] * move).sum(-1) - 0.5 * ((J @ move[:, :, None])[..., 0] * move).sum(-1)
+        gain = value(end, rows) - solution.at.value[rows]
+        odd |= (gain - fall).abs() > 3e-4 + 16.0 * solution.at.resolution[rows]
+        odd |= ~torch.isfinite(gain)
+    return rows[odd]
 
 
 def _climb(

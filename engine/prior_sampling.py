@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.special import log_ndtr, ndtri_exp
 from torch import Tensor
 
 from engine.constraints import Simplex
@@ -150,32 +151,36 @@ class _Law:
     def walked(self, n: int, generator: torch.Generator) -> Tensor:
         """Draws at the ends of walks."""
         space, inside = self.space, self.space.feasible
-        scaled = inside.C * space.scale
-        _, sizes, rows = torch.linalg.svd(scaled, full_matrices=True)
+        _, sizes, rows = torch.linalg.svd(inside.C * space.scale, full_matrices=True)
         rank = int((sizes > 1e-12 * sizes.max()).sum()) if len(sizes) else 0
-        basis = rows[rank:] * space.scale  # (k, P)
+        axes, basis = rows[rank:] / space.scale, rows[rank:] * space.scale  # θ = interior + z basis: rounding
+        few = self._circuits(len(basis)) @ axes.mT  # in the equalities' directions cannot grow from step to step
         ends = torch.tensor([self._ends(j) for j in range(len(space))], dtype=torch.float64)
         within = inside.within(torch.maximum(inside.lower, ends[:, 0]), torch.minimum(inside.upper, ends[:, 1]))
         half = max(_CHAINS, n + 1) // 2
         start = space.spread(_uniform(2 * half, len(space), generator).numpy())
-        chains = space.interior + 0.99 * (start - space.interior)
-        halves = [chains[:half], chains[half:]]
-        flat = not self.unlimited and all(p.prior is None or p.prior.family == "Uniform" for p in space)
+        halves = list((0.99 * (start - space.interior) @ axes.mT).split(half))
         for _ in range(_steps(len(basis))):
             for mine in (0, 1):
-                theta, other = halves[mine], halves[1 - mine]
-                move = self._directions(basis, other, generator)
+                towards = self._directions(halves[1 - mine], few, generator)
+                theta, move = space.interior + halves[mine] @ basis, towards @ basis
                 high = within.reach(theta, move).clamp_max(1e12)
                 low = -within.reach(theta, -move).clamp_max(1e12)
-                if flat:
-                    t = low + _uniform(half, 1, generator)[:, 0] * (high - low)
-                else:
-                    t = self._slice(theta, move, low, high, generator)
-                halves[mine] = theta + t[:, None] * move
-        theta = torch.cat(halves)[:n]
-        if rank:
-            theta = theta - (theta @ inside.C.mT - inside.d) @ (space.scale[:, None] * torch.linalg.pinv(scaled)).mT
+                halves[mine] = halves[mine] + self._step(theta, move, low, high, generator)[:, None] * towards
+        theta = space.interior + torch.cat(halves)[:n] @ basis
         return torch.minimum(torch.maximum(theta, inside.lower), inside.upper)
+
+    def _circuits(self, dimensions: int) -> Tensor:
+        """Directions along the equalities that keep as many inequalities and parameters as can be, shape (m, P)."""
+        inside, scale = self.space.feasible, self.space.scale
+        rows = torch.cat([inside.A * scale, torch.eye(len(scale), dtype=torch.float64)])
+        rows = rows / rows.norm(dim=-1, keepdim=True)
+        shuffled = np.random.default_rng(0)
+        order = shuffled.random((4 * len(scale), len(rows)))
+        order[:, : len(inside.A)] -= shuffled.random((len(order), 1))  # more, or fewer, inequalities than parameters
+        kept = order.argsort(-1)[:, : dimensions - 1]
+        equal = (inside.C * scale).expand(len(kept), -1, -1)
+        return torch.linalg.svd(torch.cat([equal, rows[torch.from_numpy(kept)]], -2), full_matrices=True)[2][:, -1] * scale
 
     def _ends(self, j: int) -> tuple[float, float]:
         """Where a chord may end at the latest: far in the tails of a prior."""
@@ -185,14 +190,33 @@ class _Law:
         return float(low), float(high)
 
     @staticmethod
-    def _directions(basis: Tensor, other: Tensor, generator: torch.Generator) -> Tensor:
-        n = len(other)
-        move = torch.randn(n, len(basis), generator=generator, dtype=torch.float64) @ basis
+    def _directions(other: Tensor, few: Tensor, generator: torch.Generator) -> Tensor:
+        """One for each chain: any, of few parameters, or between two chains of the other half."""
+        n, k = other.shape
         first = torch.randint(n, (n,), generator=generator)
         second = (first + 1 + torch.randint(n - 1, (n,), generator=generator)) % n
         between = other[first] - other[second]
-        chosen = (torch.rand(n, generator=generator) < 0.5) & (between != 0.0).any(-1)
-        return torch.where(chosen[:, None], between, move)
+        kind = torch.randint(3, (n,), generator=generator)
+        kind = torch.where((between == 0.0).all(-1), kind.clamp_max(1), kind)[:, None]
+        sparse = few[torch.randint(len(few), (n,), generator=generator)]
+        isotropic = torch.randn(n, k, generator=generator, dtype=torch.float64)
+        return torch.where(kind == 0, isotropic, torch.where(kind == 1, sparse, between))
+
+    def _step(self, theta: Tensor, move: Tensor, low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
+        """How far along each chord (low, high) around 0: drawn from the density on it where that is a normal one."""
+        kinds = {p.prior.family for p in self.space if p.prior is not None} - {"Uniform"}
+        if kinds - {"Normal"} or self.unlimited:
+            return self._slice(theta, move, low, high, generator)
+        u = _uniform(len(theta), 1, generator)[:, 0]
+        normal = [(j, p.prior.arguments) for j, p in enumerate(self.space) if p.prior and p.prior.family == "Normal"]
+        if not normal:
+            return low + u * (high - low)
+        columns = [j for j, _ in normal]
+        loc, sd = (torch.tensor([a[key] for _, a in normal], dtype=torch.float64) for key in ("loc", "scale"))
+        along, at = move[:, columns] / sd, (theta[:, columns] - loc) / sd
+        width = along.norm(dim=-1).clamp_min(1e-150).reciprocal()
+        centre = -(along * at).sum(-1) * width**2
+        return centre + width * _truncated_normal((low - centre) / width, (high - centre) / width, u)
 
     def _log_density(self, theta: Tensor) -> Tensor:
         total = theta.new_zeros(theta.shape[:-1])
@@ -221,6 +245,17 @@ class _Law:
 
 def _steps(dimensions: int) -> int:
     return 20 + 20 * dimensions
+
+
+def _truncated_normal(low: Tensor, high: Tensor, u: Tensor) -> Tensor:
+    """The value below which a fraction of a standard normal between two ends lies, in either tail."""
+    flip = low > 0
+    left, right = (t.numpy() for t in (torch.where(flip, -high, low), torch.where(flip, -low, high)))
+    below, above = log_ndtr(left), log_ndtr(right)
+    u = torch.where(flip, 1.0 - u, u).numpy()
+    value = ndtri_exp(np.minimum(above + np.log(u + (1.0 - u) * np.exp(below - above)), 0.0))
+    value = torch.from_numpy(np.clip(value, left, right))
+    return torch.where(flip, -value, value)
 
 
 def _spread(parameter: Parameter, value: Tensor) -> Tensor:

@@ -287,15 +287,13 @@ def _linear(p: _Problem) -> tuple[_Point, Tensor]:
     held = torch.where(low, p.low, torch.where(high, p.high, free))
     on = best.on | (_times(p.E, held) > p.f)
     rows = _correct(p, rows, best, low, high, on, torch.zeros_like(p.f), _ROUNDS[p.m > 0], 3)
-    for accuracy in (1e-9, 1e-13):
+    for attempt in (_interior, _nearest):
         if not len(rows):
             break
-        part = p.rows(rows)
-        low, high, on, lam, impossible = _interior(part, accuracy)
+        low, high, on, lam, impossible = attempt(p.rows(rows))
         infeasible[rows] = impossible
-        rest = rows[~impossible]
         pick = ~impossible
-        rows = _correct(p, rest, best, low[pick], high[pick], on[pick], lam[pick], _ROUNDS[0], 6)
+        rows = _correct(p, rows[pick], best, low[pick], high[pick], on[pick], lam[pick], _ROUNDS[0], 6)
     return best, infeasible
 
 
@@ -360,7 +358,7 @@ def _face(
         push = torch.cholesky_solve(rows @ step - gap[:, :, None], root)
         change = (step - across @ push)[:, :, 0]
         z, lam = z + change, lam + push[:, :, 0]
-        if bool((change.abs().amax(-1) <= 1e-15 * (z.abs().amax(-1) + noise)).all()):
+        if bool((change.abs().amax(-1) <= 1e-15 * z.abs().amax(-1) + 1e-16 * noise).all()):
             break
     left = p.g - _times(p.J, z) - _times(p.E.mT, lam)
     return z, lam, left, noise
@@ -386,10 +384,13 @@ def _judge(
     # positive: pushed off its bound (held ones cannot be), or beyond a bound
     if p.f.shape[1]:
         force = force + _times(p.E.abs().mT, lam.abs())
+    # multipliers of nearly dependent rows are large: they must not excuse what is left
+    strict = torch.minimum(force, p.g.abs().amax(-1, keepdim=True) + z.abs().sum(-1, keepdim=True) + zero)
+    strict = torch.maximum(strict, 1e-4 * noise[:, None])
     pull = torch.where(low, left, -left) / force
     pull = torch.where(fixed, 0.0, pull)
     under, over = p.low - z, z - p.high
-    worst = torch.where(free, torch.maximum(torch.maximum(under, over) / length, left.abs() / force), pull).amax(-1)
+    worst = torch.where(free, torch.maximum(torch.maximum(under, over) / length, left.abs() / strict), pull).amax(-1)
     new_low = torch.where(low, pull <= _SLIP, free & (under > _SLIP * blur))
     new_high = torch.where(high, pull <= _SLIP, free & (over > _SLIP * blur))
     new_on = on
@@ -513,7 +514,7 @@ class _Path:
         return gap / self.strength[:, 0], off.abs().amax(-1), impossible
 
 
-def _interior(p: _Problem, accuracy: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _interior(p: _Problem) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Follow the central path: which bounds and rows are active, the rows' multipliers, and who is infeasible."""
     K, P = p.g.shape
     path = _Path.of(p)
@@ -523,7 +524,7 @@ def _interior(p: _Problem, accuracy: float) -> tuple[Tensor, Tensor, Tensor, Ten
     for turn in range(60):
         before = path.s, path.lam, path.nu
         gap, off, impossible = path.step()
-        done = (gap <= accuracy) & (off <= 1e-8)
+        done = (gap <= 1e-10) & (off <= 1e-8)
         broken = ~torch.isfinite(path.z).all(-1) | ~torch.isfinite(path.lam).all(-1)
         end = done | broken | (impossible & ~done) | (turn == 59)
         if not bool(end.any()):
@@ -531,7 +532,9 @@ def _interior(p: _Problem, accuracy: float) -> tuple[Tensor, Tensor, Tensor, Ten
         s, y, nu = (t[end] for t in before)
         rows, has = path.index[end], path.has[end]
         active[rows] = has & (y > s * path.strength[end])
-        lam[rows] = torch.cat([y[:, 2 * P :], nu], 1) * path.scale[end]
+        # without an interior multipliers run away: no start for anything
+        moderate = torch.cat([y, nu], 1).abs().amax(-1, keepdim=True) <= 1e4 * path.strength[end]
+        lam[rows] = torch.where(moderate, torch.cat([y[:, 2 * P :], nu], 1) * path.scale[end], 0.0)
         infeasible[rows] = (impossible & ~done)[end]
         if bool(end.all()):
             break
@@ -540,6 +543,45 @@ def _interior(p: _Problem, accuracy: float) -> tuple[Tensor, Tensor, Tensor, Ten
     low = active[:, :P] | fixed
     on = torch.cat([active[:, 2 * P :], torch.ones(K, p.f.shape[1] - p.m, dtype=torch.bool)], 1)
     return low, active[:, P : 2 * P] & ~low, on, lam, infeasible
+
+
+def _nearest(p: _Problem) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The same, problem by problem, as the distance of a point from a polyhedron (Lawson & Hanson 1974, chapter 23).
+
+    It comes to least squares with multipliers ≥ 0, in a finite number of steps and however degenerate: the active
+    constraints that it finds do not depend on each other.
+    """
+    import numpy as np
+    from scipy.optimize import nnls
+
+    K, P = p.g.shape
+    equal = np.arange(p.f.shape[1]) >= p.m
+    low, high = torch.zeros(2, K, P, dtype=torch.bool)
+    on, infeasible = torch.as_tensor(equal).repeat(K, 1), torch.zeros(K, dtype=torch.bool)
+    eye = np.eye(P)
+    for k in range(K):
+        E, f = p.E[k].numpy(), p.f[k].numpy()
+        root = np.linalg.cholesky(p.J[k].numpy())
+        sides = np.concatenate([-p.low[k].numpy(), p.high[k].numpy(), f, -f[equal]])
+        there = np.isfinite(sides).nonzero()[0]
+        rows = np.linalg.solve(root, np.concatenate([-eye, eye, E, -E[equal]])[there].T).T
+        short = sides[there] - rows @ np.linalg.solve(root, p.g[k].numpy())
+        size = np.linalg.norm(rows, axis=1)
+        size = np.where(size > 1e-14, size, 1.0)
+        short = short / size
+        short = short / max(-short.min(), 1e-300)
+        target = np.append(np.zeros(P), -1.0)
+        try:
+            push, distance = nnls(np.append((rows / size[:, None]).T, short[None], 0), target, maxiter=30 * len(there))
+        except RuntimeError:
+            continue
+        infeasible[k] = bool(distance < 1e-9)
+        held = torch.zeros(len(sides), dtype=torch.bool)
+        held[there[push > 0]] = True
+        on[k] |= held[2 * P : 2 * P + len(f)]
+        low[k], high[k] = held[:P], held[P : 2 * P]
+    low |= p.low == p.high
+    return low, high & ~low, on, torch.zeros_like(p.f), infeasible
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:
@@ -582,6 +624,7 @@ class Standard:
     def of(J: Tensor, g: Tensor, inside: FeasibleSet) -> Standard:
         """The standard form of problems, arguments as of :func:`solve`."""
         K, P = g.shape
+        J = 0.5 * (J + J.mT)
         lower, upper, eye = inside.lower.expand(K, P), inside.upper.expand(K, P), torch.eye(P, dtype=g.dtype)
         fixed = (lower == upper) & torch.isfinite(lower)
         free = (~fixed).to(g.dtype)

@@ -430,7 +430,7 @@ class Registry:
         start: Mapping[str, float] | Tensor | None = None,
         fixed: Mapping[str, float] | None = None,
         screen: int = 1024,
-        polish: int = 4,
+        polish: int = 8,
         shape: bool = True,
         seed: int = 0,
         allow_identical: bool = False,
@@ -480,7 +480,7 @@ class Registry:
         only: Names | None = None,
         without: Names | None = None,
         screen: int = 1024,
-        polish: int = 4,
+        polish: int = 8,
         seed: int = 0,
         failed: Literal["nan", "zero"] = "nan",
     ) -> EstimationLayer:

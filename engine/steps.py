@@ -126,7 +126,7 @@ class BoxModel(Model):
         lower, upper = inside.lower, inside.upper
         matrix = self._matrix(damping)
         pinned = self.fixed.clone()
-        move = torch.zeros_like(theta)
+        move, landed = torch.zeros_like(theta), theta  # where bounds are reached exactly, not up to rounding
         for _ in range(4):
             mask = (~pinned).to(theta.dtype)
             left = self.slope - (matrix @ (move * pinned)[:, :, None])[..., 0]
@@ -139,11 +139,13 @@ class BoxModel(Model):
                 break
             target = torch.minimum(torch.maximum(target, lower), upper)
             move = torch.where(outside, (target - theta) / self.unit, move)
+            landed = torch.where(outside, target, landed)
             pinned = pinned | outside
         stuck = self._stuck
         if bool(stuck.any()):
             move = torch.where(stuck[:, None], self._upward(), move)
-        return torch.minimum(torch.maximum(theta + move * self.unit, lower), upper)
+        trial = torch.where(pinned & ~stuck[:, None], landed, theta + move * self.unit)
+        return torch.minimum(torch.maximum(trial, lower), upper)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,11 +177,16 @@ class FaceModel(Model):
         unit = self.unit
         curvature = self._matrix(damping) / (unit[:, :, None] * unit[:, None, :])
         about = inside.about(theta)
-        move = torch.nan_to_num(solve(curvature, self.score, about).move)
+        found = solve(curvature, self.score, about)
+        move = torch.nan_to_num(found.move)
         stuck = self._stuck
         if bool(stuck.any()):
             upward = self._upward() * unit
             reach = inside.reach(theta, upward).clamp_max(1.0)
             back = -upward * inside.reach(theta, -upward).clamp_max(1.0)[:, None]
             move = torch.where(stuck[:, None], torch.where((reach > 0.1)[:, None], upward * reach[:, None], back), move)
-        return torch.minimum(torch.maximum(theta + move, inside.lower), inside.upper)
+        trial = theta + move
+        at_rest = ~stuck[:, None] & found.solved[:, None]  # on a bound exactly, not up to rounding
+        trial = torch.where(at_rest & found.active_lower, inside.lower, trial)
+        trial = torch.where(at_rest & found.active_upper, inside.upper, trial)
+        return torch.minimum(torch.maximum(trial, inside.lower), inside.upper)

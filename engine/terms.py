@@ -34,6 +34,7 @@ _KEPT = 2**22  # numbers of one plugin's data that are kept ready between evalua
 # Entries of (θ, observation, event) evaluated together: a modality may need hundreds of numbers for each.
 ELEMENTS = 2**18
 _CACHED = 2**16  # the same for closed forms, whose few temporaries stay in the processor's cache: 512 KB each
+_RESULTS = ("scalar", "score", "information")
 _ALONE = 2**12  # entries of one plugin from which stacked ones are quicker one by one than through vmap
 
 
@@ -78,6 +79,7 @@ class Term:
         self._ready: list[Tensor] | None = None
         self._filled: Any = WeakTensorKeyDictionary()  # x -> versions, mask, x without the entries that do not count
         self._prepared: Any = WeakTensorKeyDictionary()  # x -> version, what the plugins make of it
+        self._verified = False
         if len(names) > 1:
             self._stack()
 
@@ -94,7 +96,7 @@ class Term:
 
         def derive(state: Any, *args: Tensor) -> Any:
             found = torch.func.functional_call(closed, state, args)
-            return tuple(_padded(value, 2 + n) for n, value in enumerate(found))
+            return tuple(_padded(value, 2, n) for n, value in enumerate(found))
 
         self._call = lambda x, theta: torch.func.vmap(call)(weights, buffers, x, theta)
         closed, state = _Closed(base), {f"base.{name}": t for name, t in (*weights.items(), *buffers.items())}
@@ -189,12 +191,20 @@ class Term:
         local = theta[:, self.index].movedim(0, 1)  # (G, K, P_m)
         total = _Sum()
         for x in self.blocks():
-            total.add(self.block_value(x, local))
+            total.add(self._scalar_sums(x, local, None))
         return total.result
 
     def block_value(self, x: Tensor, local: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Σ_i s (G, K) over one block, at local θ (G, K, P_m)."""
+        """Σ_i s (G, K) over one block, at local θ (G, K, P_m).
+
+        By the closed form where what is kept of x makes that quicker than the scalar, and no gradient is asked for.
+        """
         x, mask = self._counted(x, local, mask)
+        if self.closed and not (torch.is_grad_enabled() and local.requires_grad) and self._prepare(x):
+            return self._closed(x, local, mask)[0]
+        return self._scalar_sums(x, local, mask)
+
+    def _scalar_sums(self, x: Tensor, local: Tensor, mask: Tensor | None) -> Tensor:
         parts = []
         for at in _steps(local.shape[1], self._chunk(x)):
             s = self.scalars(_rows(x, at), local[:, at, None]).to(torch.float64)
@@ -216,6 +226,8 @@ class Term:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The same over one block, at local θ (G, K, P_m)."""
         x, mask = self._counted(x, local, mask)
+        if self.closed and not self._verified:
+            self._verify(x, local)
         found = self._closed(x, local, mask) if self.closed else self._automatic(x, local, mask)
         value, score, information, resolution = found
         finite = torch.isfinite(value)  # the rest is −∞, or refused with the value
@@ -274,7 +286,45 @@ class Term:
             for g, (name, modality) in enumerate(zip(self.names, self.modalities, strict=True)):
                 own, here, known = (t[g] for t in sums), None if mask is None else mask[g], [t[g] for t in prepared]
                 self._pieces(tuple(own), modality.derivatives, size, x[g], theta[g], here, known, _label([name]))
+        if not bool((sums[0] < torch.inf).all()):  # false for NaN too
+            self.refuse_bad_block(x, local, mask)
+            raise ModalityError(
+                f"the closed scalar of {self.label} is NaN or +∞ where log_evidence is not; correct derivatives()"
+            )
         return sums
+
+    def _verify(self, x: Tensor, local: Tensor) -> None:
+        """Compare closed forms with differentiation once, at up to two θ and two observations: no sum forgives another sign.
+
+        In units of a standard error, so that rounding where a score is zero is not taken for a fault. It says nothing
+        about other θ: see :func:`engine.testing.check_modality` and :meth:`engine.evidence.Evidence.check`.
+        """
+        rows, some = sorted({0, local.shape[1] - 1}), sorted({0, x.shape[2] - 1})
+        part, x = local[:, rows], (x[:, rows] if x.shape[1] > 1 else x)[:, :, some]
+        try:
+            value, score, information, _ = self._automatic(x, part, None)
+        except (ModalityError, RuntimeError, NotImplementedError):  # a scalar that cannot be differentiated
+            self._verified = True
+            return
+        judged = torch.isfinite(value)
+        self._verified = bool(judged.any())
+        unit = score.abs() + information.diagonal(dim1=-2, dim2=-1).abs().sqrt()
+        size = (1.0 + value.abs(), unit, unit[..., :, None] * unit[..., None, :])
+        digits = 1e-3 if self.dtype == torch.float32 else 1e-6
+        for n, found in enumerate(self._closed(x, part, None)[:3]):
+            expected = (value, score, information)[n]
+            off = ~((found - expected).abs() <= digits * size[n]) & expected.isfinite()
+            off &= judged.reshape(*judged.shape, *[1] * n)
+            if bool(off.any()):
+                g, k, *entry = off.nonzero()[0].tolist()
+                names = self.modalities[g].parameter_names
+                of = f" for ({', '.join(names[j] for j in entry)})" if entry else ""
+                where = ", ".join(f"{p} = {v:.6g}" for p, v in zip(names, part[g, k].tolist(), strict=True))
+                raise ModalityError(
+                    f"the closed {_RESULTS[n]} of plugin '{self.names[g]}' must be that of its log_evidence, got "
+                    f"{found[g, k][tuple(entry)].item():.9g}{of} at {where} where {'differentiation' if n else 'it'} gives "
+                    f"{expected[g, k][tuple(entry)].item():.9g}; correct derivatives(): engine.testing.check_modality says more"
+                )
 
     def _pieces(
         self,
@@ -379,22 +429,27 @@ def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
-def _padded(value: Tensor, dim: int) -> Tensor:
-    return value[(None,) * (dim - value.dim())] if value.dim() < dim else value
+def _padded(value: Tensor, batch: int, event: int) -> Tensor:
+    """With all dimensions of the batch where it has none."""
+    return value[(None,) * batch] if value.dim() == event else value
 
 
 def _fitted(value: Any, batch: tuple[int, ...], event: tuple[int, ...], label: str) -> Tensor:
     """What a closed form returned, with the batch's number of dimensions; an error where it does not broadcast."""
-    what = ("scalar", "score", "information")[len(event)]
+    what, rank = _RESULTS[len(event)], len(batch) + len(event)
     if not isinstance(value, Tensor) or value.dtype not in (torch.float64, torch.float32):
         seen = value.dtype if isinstance(value, Tensor) else _what(value)
         raise ModalityError(
             f"derivatives must return float32 or float64 tensors, got {seen} as the {what} from {label}"
         )
-    full = _padded(value, len(batch) + len(event))
-    if full.shape[len(batch) :] != event or any(n not in (1, m) for n, m in zip(full.shape, batch, strict=False)):
+    full = _padded(value, len(batch), len(event))
+    if (
+        full.dim() != rank
+        or full.shape[len(batch) :] != event
+        or any(n not in (1, m) for n, m in zip(full.shape, batch, strict=False))
+    ):
         K, B = batch[-2:]
-        seen = tuple(full.shape[len(batch) - 2 :])
+        seen = tuple(value.shape[len(batch) - 2 :])
         raise ModalityError(
             f"the {what} of derivatives must have a shape that broadcasts to {(K, B, *event)} for {K} θ and {B} observations, "
             f"got {seen} from {label}; return one for each (x, θ)"
@@ -421,7 +476,7 @@ def _over(value: Tensor, batch: tuple[int, ...], mask: Tensor | None) -> Tensor:
 
 
 def _filled(x: Tensor, mask: Tensor) -> Tensor | None:
-    """x (G, 1 or K, B, *event), or None where every one counts, with the first observation of a row that counts wherever one does not.
+    """x (G, 1 or K, B, *event) with, wherever one does not count, the first of its row that does; None where all do.
 
     Nothing is evaluated at what a mask hides: padding may be NaN, or outside the support, and a gradient of 0 times
     NaN is NaN. Rows in which none counts take the observation of another row.

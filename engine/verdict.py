@@ -327,16 +327,22 @@ class _Judge:
         room = own.reach(start, moves.reshape(-1, P)).reshape(n, 2 * P)
         reach = room.clamp(0.0, 1.0)
 
-        def S(distance: Tensor) -> Tensor:
-            end = (at[:, None] + distance[..., None] * moves).reshape(-1, P)
-            end = torch.minimum(torch.maximum(end, own.lower), own.upper)
-            return self.objective.value(end, rows.repeat_interleave(2 * P)).reshape(n, 2 * P)
+        def S(distance: Tensor, some: Tensor) -> Tensor:
+            """S at a distance along some of the moves, a mask (n, 2P); shape (their number,)."""
+            flat_rows = some.reshape(-1).nonzero()[:, 0]
+            end = start[flat_rows] + distance[some][:, None] * moves[some]
+            end = torch.minimum(torch.maximum(end, own.rows(flat_rows).lower), own.rows(flat_rows).upper)
+            return self.objective.value(end, rows[flat_rows // (2 * P)])
 
-        drop, expected = top[rows][:, None] - S(reach), 0.5 * reach**2
+        expected = 0.5 * reach**2
+        drop = torch.zeros_like(reach)
+        drop[live] = top[rows][:, None].expand_as(reach)[live] - S(reach, live)
         flat = (reach > 0.3) & (drop < 0.01 * expected)
         steep = drop > 25.0 * expected + 0.01
-        if not self.objective.concave:  # a concave sum that has fallen goes on falling
-            flat |= (room >= 3.0) & (top[rows][:, None] - S(room.clamp_max(3.0)) < 0.5)
+        slow = live & ~flat & (room >= 3.0) & (drop < 0.9 * expected)  # it may level off
+        if not self.objective.concave and bool(slow.any()):  # a concave sum that has fallen goes on falling
+            far = top[rows][:, None].expand_as(reach)[slow] - S(room.clamp_max(3.0), slow)
+            flat[slow] = far < 0.5
         steep = (steep[:, :P] & steep[:, P:]).repeat(1, 2)
         for i in ((flat | steep) & live).any(-1).nonzero()[:, 0].tolist():
             b, odd = int(rows[i]), []

@@ -118,7 +118,8 @@ class Gaussian(Exact, Modality):
     @property
     def has_derivatives(self) -> bool:
         """Whether s is a quadratic form of θ; with a function inside, no closed form is faster than differentiation."""
-        return super().has_derivatives and self.concave
+        quadratic = self.mean.function is None and not self._varies
+        return super().has_derivatives and (quadratic or type(self).derivatives is not Gaussian.derivatives)
 
     def log_evidence(self, x: Tensor, theta: Tensor) -> Tensor:
         """log p(x | θ) in nats: x (*batch, *event_shape), θ (*batch, P_m) -> (*batch)."""

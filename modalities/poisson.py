@@ -121,12 +121,17 @@ class PoissonCounts(Exact, Modality):
     @property
     def concave(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether the rate is affine in θ: free factors that do not multiply each other, symmetric shapes."""
-        return self._affine and type(self).rate is PoissonCounts.rate and "rate" not in vars(self)
+        return self._affine and self._own_rate
 
     @property
     def has_derivatives(self) -> bool:
         """Whether the rate is affine in θ, so that its slope is constant."""
-        return super().has_derivatives and self.concave
+        affine = self._affine and self._own_rate
+        return super().has_derivatives and (affine or type(self).derivatives is not PoissonCounts.derivatives)
+
+    @property
+    def _own_rate(self) -> bool:
+        return type(self).rate is PoissonCounts.rate and "rate" not in vars(self)
 
     def rate(self, theta: Tensor) -> Tensor:
         """The expected counts ν(θ): (*batch, P_m) -> (*batch, bins); negative where θ leaves the model."""

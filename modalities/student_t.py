@@ -90,7 +90,8 @@ class StudentT(Exact, Modality):
     @property
     def has_derivatives(self) -> bool:
         """Whether the centre is θ itself; with a function inside, no closed form is faster than differentiation."""
-        return super().has_derivatives and self.location.function is None
+        direct = self.location.function is None
+        return super().has_derivatives and (direct or type(self).derivatives is not StudentT.derivatives)
 
     @torch.no_grad()
     def derivatives(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
