@@ -299,20 +299,23 @@ class Evidence:
             term.refuse_company(local)
             at = term.derivatives(theta[None])
             curvature = total[term.index[0]]
-            for j, parameter in enumerate(modality.parameter_names):
-                low, high = self.parameters[parameter].bounds
-                h = 0.1 / float(curvature[j].clamp_min(1e-300).sqrt())
-                part = 0.5 * float(curvature[j]) * h**2  # of S, so that a plugin that hardly matters hardly counts
-                if not (low <= float(local[j]) - h and float(local[j]) + h <= high) or float(at[3][0, 0]) > 1e-3 * part:
-                    continue
-                points = theta.repeat(2, 1)
-                points[:, term.index[0, j]] += torch.tensor([h, -h], dtype=torch.float64)
-                change = self._part(term, points) - at[0][0, 0]
-                g, J = float(at[1][0, 0, j]), float(at[2][0, 0, j, j])
-                up, down = (float(c) - s * g * h + 0.5 * J * h**2 for c, s in zip(change, (1, -1), strict=True))
-                if not math.isfinite(up + down):
-                    continue
-                if max(abs(up), abs(down)) < 0.15 * part:
+            step = 0.1 / curvature.clamp_min(1e-300).sqrt()
+            part = 0.5 * curvature * step**2  # of S, so that a plugin that hardly matters hardly counts
+            lower, upper = self.parameters.lower[term.index[0]], self.parameters.upper[term.index[0]]
+            look = (lower <= local - step) & (local + step <= upper) & ~(at[3][0, 0] > 1e-3 * part)
+            if not bool(look.any()):
+                continue
+            n = len(local)
+            points = theta.repeat(2 * n, 1)
+            points[torch.arange(2 * n), term.index[0].repeat(2)] += torch.cat([step, -step])
+            points = torch.where(look.repeat(2)[:, None], points, theta)
+            change = (self._part(term, points) - at[0][0, 0]).reshape(2, n)
+            signs = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+            missing = change - signs * at[1][0, 0] * step + 0.5 * at[2][0, 0].diagonal() * step**2
+            for j in look.nonzero()[:, 0].tolist():
+                up, down = missing[:, j].tolist()
+                parameter = modality.parameter_names[j]
+                if not math.isfinite(up + down) or max(abs(up), abs(down)) < 0.15 * float(part[j]):
                     continue
                 if abs(up - down) > 0.5 * (abs(up) + abs(down)):  # the sides differ
                     kinks += [] if parameter in kinks else [parameter]

@@ -26,22 +26,27 @@ import torch
 from torch import Tensor, nn
 
 from engine.argmax import argmax
-from engine.datasets import DataSets
+from engine.datasets import DataSets, Part
 from engine.ensemble import Ensemble
-from engine.errors import ModalityError, ObservationError, ParameterError
+from engine.errors import ModalityError, ObservationError, ParameterError, UnknownPluginError
 from engine.estimate import check, idle_components
 from engine.faces import Face
+from engine.feasible import FeasibleSet
 from engine.limits import Limits
 from engine.modality import Modality
+from engine.observations import Source
 from engine.parameters import ParameterSpace
 from engine.result import Status
-from engine.search import Starts, feasible, given_start, nearest, search, starting_points
+from engine.search import Starts, check_search, feasible, given_start, nearest, search, starting_points
 from engine.terms import Term
 from engine.verdict import Verdicts, judge
 
 __all__ = ["EstimationLayer", "LayerEstimates"]
 
 _MOVED = 1e-5  # standard errors that the last step may move: further, and the search had not ended
+_MOVED_COARSE = 1e-3  # the same with float32 plugins, whose scores of many observations are not known better
+_LOOKED_AT = 3  # observations on which each plugin is seen to keep its word
+_TRIED = 4  # times as many starting points as are kept, where they must be moved into limits given at the call
 _USABLE = (Status.CONVERGED, Status.AT_BOUND, Status.MULTIMODAL)
 
 

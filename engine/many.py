@@ -35,7 +35,7 @@ __all__ = ["Estimates", "ParameterEstimates", "estimate_many"]
 
 _NUMBERS = 2**23  # of data, in all searches of a chunk together
 _CHUNK = 4096  # data sets
-_LOOK = 3  # data sets on which each plugin is seen to keep its word
+_LOOK = 1  # data sets on which each plugin is seen to keep its word
 
 
 @dataclass(frozen=True, eq=False)
@@ -398,7 +398,7 @@ def estimate_many(
 
 
 def _look(problem: _Problem, found: Verdicts) -> None:
-    """See that each plugin keeps its word, at the estimates of the first few data sets. ModalityError."""
+    """See that each plugin keeps its word, at the estimate of the first data set that has one. ModalityError."""
     usable = [b for b, s in enumerate(found.status) if s is not Status.FAILED]
     for b in usable[:_LOOK]:
         try:

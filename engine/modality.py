@@ -80,6 +80,7 @@ class Modality(nn.Module):
     parameter_names: tuple[str, ...]
     event_shape: torch.Size
     _configuration: dict[str, Any] | None = None
+    _verified: bool = False  # whether the engine has compared its derivatives with those of its scalar
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

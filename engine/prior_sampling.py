@@ -6,8 +6,9 @@ with respect to Lebesgue measure on the affine subspace that the equalities leav
 bounds or the constraints limit it; where neither does, it has the density that :meth:`engine.Parameter.quantile`
 spreads it by. Parameters that no chain of constraints joins are independent and drawn apart.
 
-Fractions (a simplex) with flat or uniform priors are drawn exactly, from a Dirichlet law. Sets with enough room are
-drawn from exactly, by rejection. Elsewhere chains in parallel walk along lines in the subspace, each step an exact
+Draws on the equalities are exact for fractions (a simplex) with flat or uniform priors, from a Dirichlet law, and for
+normal priors, by Matheron's rule; inequalities are kept by rejection. Where that accepts too few, or where priors of
+another kind are joined by an equality, chains in parallel walk along lines in the subspace, each step an exact
 draw or a slice-sampling update on the whole chord; half of the directions are differences of two chains of the other
 half, which makes the walk indifferent to how the set is stretched.
 
@@ -39,7 +40,6 @@ __all__ = ["constrained_draws"]
 _BATCH = 4096
 _LEAST_ACCEPTED = 0.02
 _CHAINS = 128
-_TAIL = 1e-15  # of a prior, beyond which a chord is cut
 
 
 def constrained_draws(space: ParameterSpace, n: int, generator: torch.Generator) -> Tensor:
@@ -102,36 +102,44 @@ class _Law:
 
     def rejected(self, n: int, generator: torch.Generator) -> Tensor | None:
         """Exact draws; None where too few proposals would lie inside."""
-        propose = self._proposal()
+        propose, inside = self._proposal(), self.space.feasible
         if propose is None:
             return None
         kept: list[Tensor] = []
         tried = accepted = 0
-        while accepted < n:
+        while not kept or accepted < n:
             theta = propose(max(_BATCH, min(n, 16 * _BATCH)), generator)
-            inside = theta[self.space.contains(theta, tolerance=1e-13)]
-            kept.append(inside)
-            tried, accepted = tried + len(theta), accepted + len(inside)
+            fine = ((theta >= inside.lower) & (theta <= inside.upper)).all(-1) & (theta @ inside.A.mT <= inside.b).all(-1)
+            for cone in inside.cones:
+                fine = fine & (cone.slack(theta) >= 0.0)
+            kept.append(theta[fine])
+            tried, accepted = tried + len(theta), accepted + len(kept[-1])
             if accepted < _LEAST_ACCEPTED * tried:
                 return None
         return torch.cat(kept)[:n]
 
     def _proposal(self) -> Callable[[int, torch.Generator], Tensor] | None:
-        """What draws from the prior on the equalities, where that is known."""
+        """What draws from the prior on the equalities, bounds aside; None where that has no closed form."""
         space = self.space
         simplices = [c for c in space.constraints if isinstance(c, Simplex)]
         members = [name for c in simplices for name in c.parameters]
+        equal = torch.tensor([name not in {c.name for c in simplices} for name in space.equalities], dtype=torch.bool)
+        C, d = space.feasible.C[equal], space.feasible.d[equal]
+        joined = [name for j, name in enumerate(space.names) if bool((C[:, j] != 0.0).any())]
         constant = all((p := space[name].prior) is None or p.family == "Uniform" for name in members)
-        if len(space.feasible.C) > len(simplices) or len(set(members)) < len(members) or not constant:
+        normal = [p for name in joined if (p := space[name].prior) is not None and p.family == "Normal"]
+        if not constant or len(set(members)) < len(members) or len(normal) < len(joined):
             return None
-        inside = space.feasible
         boxes = {
-            j: extent(inside, j, space.scale, space.interior)
+            j: extent(space.feasible, j, space.scale, space.interior)
             for j in self.endless
             if j not in self.unlimited and space.names[j] not in members
         }
         if not all(math.isfinite(end) for ends in boxes.values() for end in ends):
             return None
+        columns = space.indices(joined)
+        C = C[:, columns]
+        loc, sd = (torch.tensor([p.arguments[key] for p in normal], dtype=torch.float64) for key in ("loc", "scale"))
 
         def propose(n: int, generator: torch.Generator) -> Tensor:
             u = _uniform(n, len(space), generator)
@@ -139,9 +147,12 @@ class _Law:
             for j, (low, high) in boxes.items():
                 theta[:, j] = low + u[:, j] * (high - low)
             for c in simplices:
-                columns = space.indices(c.parameters)
-                waits = -torch.log1p(-u[:, columns])
-                theta[:, columns] = c.total * waits / waits.sum(-1, keepdim=True)
+                waits = -torch.log1p(-u[:, space.indices(c.parameters)])
+                theta[:, space.indices(c.parameters)] = c.total * waits / waits.sum(-1, keepdim=True)
+            if joined:  # Matheron's rule: a normal draw, moved onto the equalities, is one given them
+                z = torch.special.ndtri(u[:, columns])
+                z = z - (z @ (C * sd).mT - (d - C @ loc)) @ torch.linalg.pinv(C * sd).mT
+                theta[:, columns] = loc + sd * z
             return theta
 
         return propose
@@ -155,8 +166,6 @@ class _Law:
         rank = int((sizes > 1e-12 * sizes.max()).sum()) if len(sizes) else 0
         axes, basis = rows[rank:] / space.scale, rows[rank:] * space.scale  # θ = interior + z basis: rounding
         few = self._circuits(len(basis)) @ axes.mT  # in the equalities' directions cannot grow from step to step
-        ends = torch.tensor([self._ends(j) for j in range(len(space))], dtype=torch.float64)
-        within = inside.within(torch.maximum(inside.lower, ends[:, 0]), torch.minimum(inside.upper, ends[:, 1]))
         half = max(_CHAINS, n + 1) // 2
         start = space.spread(_uniform(2 * half, len(space), generator).numpy())
         halves = list((0.99 * (start - space.interior) @ axes.mT).split(half))
@@ -164,9 +173,8 @@ class _Law:
             for mine in (0, 1):
                 towards = self._directions(halves[1 - mine], few, generator)
                 theta, move = space.interior + halves[mine] @ basis, towards @ basis
-                high = within.reach(theta, move).clamp_max(1e12)
-                low = -within.reach(theta, -move).clamp_max(1e12)
-                halves[mine] = halves[mine] + self._step(theta, move, low, high, generator)[:, None] * towards
+                chord = _Chord(halves[mine], towards, -inside.reach(theta, -move), inside.reach(theta, move))
+                halves[mine] = halves[mine] + self._step(theta, move, chord, generator)[:, None] * towards
         theta = space.interior + torch.cat(halves)[:n] @ basis
         return torch.minimum(torch.maximum(theta, inside.lower), inside.upper)
 
@@ -177,17 +185,10 @@ class _Law:
         rows = rows / rows.norm(dim=-1, keepdim=True)
         shuffled = np.random.default_rng(0)
         order = shuffled.random((4 * len(scale), len(rows)))
-        order[:, : len(inside.A)] -= shuffled.random((len(order), 1))  # more, or fewer, inequalities than parameters
+        order[:, : len(inside.A)] += shuffled.uniform(-1, 1, (len(order), 1))  # inequalities sooner or later than parameters
         kept = order.argsort(-1)[:, : dimensions - 1]
         equal = (inside.C * scale).expand(len(kept), -1, -1)
         return torch.linalg.svd(torch.cat([equal, rows[torch.from_numpy(kept)]], -2), full_matrices=True)[2][:, -1] * scale
-
-    def _ends(self, j: int) -> tuple[float, float]:
-        """Where a chord may end at the latest: far in the tails of a prior."""
-        if j in self.endless and j not in self.unlimited:
-            return -math.inf, math.inf
-        low, high = self.space[self.space.names[j]].quantile(np.array([_TAIL, 1 - _TAIL]))
-        return float(low), float(high)
 
     @staticmethod
     def _directions(other: Tensor, few: Tensor, generator: torch.Generator) -> Tensor:
@@ -202,21 +203,24 @@ class _Law:
         isotropic = torch.randn(n, k, generator=generator, dtype=torch.float64)
         return torch.where(kind == 0, isotropic, torch.where(kind == 1, sparse, between))
 
-    def _step(self, theta: Tensor, move: Tensor, low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
-        """How far along each chord (low, high) around 0: drawn from the density on it where that is a normal one."""
+    def _step(self, theta: Tensor, move: Tensor, chord: _Chord, generator: torch.Generator) -> Tensor:
+        """How far to go along each chord: drawn from the density on it where that is a normal or a constant one."""
         kinds = {p.prior.family for p in self.space if p.prior is not None} - {"Uniform"}
         if kinds - {"Normal"} or self.unlimited:
-            return self._slice(theta, move, low, high, generator)
+            return self._slice(theta, move, chord, generator)
         u = _uniform(len(theta), 1, generator)[:, 0]
         normal = [(j, p.prior.arguments) for j, p in enumerate(self.space) if p.prior and p.prior.family == "Normal"]
-        if not normal:
-            return low + u * (high - low)
         columns = [j for j, _ in normal]
         loc, sd = (torch.tensor([a[key] for _, a in normal], dtype=torch.float64) for key in ("loc", "scale"))
         along, at = move[:, columns] / sd, (theta[:, columns] - loc) / sd
-        width = along.norm(dim=-1).clamp_min(1e-150).reciprocal()
+        size = along.norm(dim=-1)
+        curved = size > 0.0
+        width = torch.where(curved, 1.0 / size, 1.0)
         centre = -(along * at).sum(-1) * width**2
-        return centre + width * _truncated_normal((low - centre) / width, (high - centre) / width, u)
+        low, high = chord.low, chord.high
+        drawn = centre + width * _truncated_normal((low - centre) / width, (high - centre) / width, u)
+        low, high = low.clamp_min(-1e12), high.clamp_max(1e12)
+        return torch.where(curved, drawn, low + u * (high - low))
 
     def _log_density(self, theta: Tensor) -> Tensor:
         total = theta.new_zeros(theta.shape[:-1])
@@ -227,24 +231,63 @@ class _Law:
                 total = total + parameter.log_prior(theta[..., j])
         return total
 
-    def _slice(self, theta: Tensor, move: Tensor, low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
-        """How far to go along each chord (low, high): slice sampling with shrinkage; 0 stays."""
-        low, high = low.clone(), high.clone()
-        level = self._log_density(theta) + _uniform(len(theta), 1, generator)[:, 0].log()
-        step, left = torch.zeros_like(low), torch.arange(len(low))
-        for _ in range(500):  # a chord of 1e30 shrinks to rounding before
+    def _slice(self, theta: Tensor, move: Tensor, chord: _Chord, generator: torch.Generator) -> Tensor:
+        """How far to go along each chord: slice sampling with shrinkage."""
+
+        def density(which: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+            t, log_volume = chord.at(which, x)
+            return self._log_density(theta[which] + t[:, None] * move[which]) + log_volume, t
+
+        left = torch.arange(len(theta))
+        low, here, high = chord.places()
+        level = density(left, here)[0] + _uniform(len(left), 1, generator)[:, 0].log()
+        step = torch.zeros_like(here)
+        for _ in range(200):
             if not len(left):
                 break
-            t = low[left] + _uniform(len(left), 1, generator)[:, 0] * (high[left] - low[left])
-            fine = self._log_density(theta[left] + t[:, None] * move[left]) >= level[left]
+            x = low[left] + _uniform(len(left), 1, generator)[:, 0] * (high[left] - low[left])
+            value, t = density(left, x)
+            fine = value >= level[left]
             step[left[fine]] = t[fine]
-            left, t = left[~fine], t[~fine]
-            low[left], high[left] = torch.where(t < 0, t, low[left]), torch.where(t < 0, high[left], t)
+            left, x = left[~fine], x[~fine]
+            below = x < here[left]
+            low[left], high[left] = torch.where(below, x, low[left]), torch.where(below, high[left], x)
         return step
 
 
+class _Chord:
+    """The part inside of lines z + t d, with a place x for each t: t itself where both ends are finite.
+
+    Elsewhere t = c + s x / (1 − x²) with c where the line comes closest to the origin and s the length of d, so
+    that x is finite and belongs to a point of the line, wherever one stands on it.
+    """
+
+    def __init__(self, z: Tensor, move: Tensor, low: Tensor, high: Tensor) -> None:
+        self.low, self.high = low, high
+        self.endless = torch.isinf(high - low)
+        square = (move * move).sum(-1)
+        self.centre, self.unit = -(z * move).sum(-1) / square, square.rsqrt()
+
+    def at(self, which: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """t at places x of some lines, and log dt/dx."""
+        endless, room = self.endless[which], (1.0 - x * x).clamp_min(1e-300)
+        t = torch.where(endless, self.centre[which] + self.unit[which] * x / room, x)
+        return t, torch.where(endless, ((1.0 + x * x) / room**2).log(), 0.0)
+
+    def places(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the ends and t = 0 are."""
+
+        def place(t: Tensor) -> Tensor:
+            y = (t - self.centre) / self.unit
+            x = 2.0 * y / (1.0 + (1.0 + 4.0 * y * y).sqrt())  # of y = x / (1 − x²)
+            return torch.where(self.endless, torch.where(torch.isinf(t), t.sign(), x), t)
+
+        return place(self.low), place(torch.zeros_like(self.low)), place(self.high)
+
+
 def _steps(dimensions: int) -> int:
-    return 20 + 20 * dimensions
+    """Enough to forget the start: chords of an ordered set of ten are forgotten after 100, and it grows as the square."""
+    return min(20 + 10 * dimensions + dimensions**2, 2000)
 
 
 def _truncated_normal(low: Tensor, high: Tensor, u: Tensor) -> Tensor:

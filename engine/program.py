@@ -4,19 +4,23 @@ r"""Many small concave quadratic programs at once.
           d \text{ in cones}
 
 Everything is done in units of :math:`D = \mathrm{diag}(J)^{-1/2}` and with rows of A and C of length one there, so
-that parameters of size 1e-9 and 1e9 mix. Three steps:
+that parameters of size 1e-9 and 1e9 mix. Rows that are finished leave the batch.
 
 1. A guess at the active constraints is corrected by the signs of multipliers and slacks until it is right
    (Hintermüller, Ito and Kunisch 2003). Most problems end here, exact up to rounding.
 2. What does not settle goes through a predictor-corrector interior-point method (Mehrotra 1992), from a start that
    need not be feasible, and from there through step 1 again: the central path says which constraints are active.
+   The few that are too degenerate for it, as one least-squares problem each with multipliers ≥ 0 (Lawson and Hanson).
 3. The Karush-Kuhn-Tucker conditions are checked. A problem that fails them has no answer: NaN, never a wrong number.
 
-With cones, each problem is solved by the interior-point method Clarabel and checked likewise.
+With cones, the interior-point method Clarabel solves each problem, Newton steps on the conditions bring the point to
+rounding (Alizadeh, Haeberly and Overton 1998), and the conditions are checked likewise.
 
 References:
+    | Lawson & Hanson (1974), Solving Least Squares Problems, chapter 23
     | Mehrotra, SIAM J. Optim. 2 (1992) 575; Nocedal & Wright (2006), section 16.6
     | Hintermüller, Ito & Kunisch, SIAM J. Optim. 13 (2003) 865: the primal-dual active set
+    | Alizadeh, Haeberly & Overton, SIAM J. Optim. 8 (1998) 746
     | Goulart & Chen (2024), Clarabel, https://arxiv.org/abs/2405.12762
 """
 
@@ -281,19 +285,21 @@ def _linear(p: _Problem) -> tuple[_Point, Tensor]:
     infeasible = torch.zeros(K, dtype=torch.bool)
     factor, info = torch.linalg.cholesky_ex(p.J)
     rows = (info == 0).nonzero()[:, 0]
-    free = torch.cholesky_solve(p.g[:, :, None], factor)[:, :, 0]
-    fixed = p.low == p.high
-    low, high = (free < p.low) | fixed, (free > p.high) & ~fixed
-    held = torch.where(low, p.low, torch.where(high, p.high, free))
-    on = best.on | (_times(p.E, held) > p.f)
-    rows = _correct(p, rows, best, low, high, on, torch.zeros_like(p.f), _ROUNDS[p.m > 0], 3)
+    part = p if len(rows) == K else p.rows(rows)
+    low, on = part.low == part.high, best.on[rows]
+    high = torch.zeros_like(low)
+    if not p.f.shape[1]:
+        free = torch.cholesky_solve(p.g[:, :, None], factor)[rows, :, 0]
+        low, high = low | (free < part.low), ~low & (free > part.high)
+    rows = _correct(part, rows, best, low, high, on, torch.zeros_like(part.f), _ROUNDS[p.m > 0], 3)
     for attempt in (_interior, _nearest):
         if not len(rows):
             break
-        low, high, on, lam, impossible = attempt(p.rows(rows))
-        infeasible[rows] = impossible
-        pick = ~impossible
-        rows = _correct(p, rows[pick], best, low[pick], high[pick], on[pick], lam[pick], _ROUNDS[0], 6)
+        part = p.rows(rows)
+        guess = attempt(part)
+        infeasible[rows] = guess[-1]
+        keep = ~guess[-1]
+        rows = _correct(part.rows(keep), rows[keep], best, *(t[keep] for t in guess[:-1]), _ROUNDS[0], 6)
     return best, infeasible
 
 
@@ -308,25 +314,26 @@ def _correct(
     rounds: int,
     passes: int,
 ) -> Tensor:
-    """Solve on a guessed face, correct the guess by signs, again; the best points go to best. Returns the rows left."""
-    whole = len(rows) == len(p.g)
-    part = p if whole else p.rows(rows)
-    if whole is False and len(low) == len(p.g):
-        low, high, on, lam = low[rows], high[rows], on[rows], lam[rows]
+    """Solve on a guessed face, correct the guess by signs, and again.
+
+    The points go to these rows of best, where they are better. Returns the rows that are not solved.
+    """
     begun = rows
     for turn in range(rounds):
-        if not len(rows):
-            break
-        at, new_low, new_high, new_on = _judge(part, *_face(part, low, high, on, lam, passes), low, high, on)
-        same = ((new_low == low) & (new_high == high)).all(1) & (new_on == on).all(1)
-        good = at.residual < best.residual[rows]
-        best.put(rows[good], at.rows(good)) if not bool(good.all()) else best.put(rows, at)
+        at, *new = _judge(p, *_face(p, low, high, on, lam, passes), low, high, on)
+        better = at.residual < best.residual[rows]
+        if bool(better.all()):
+            best.put(rows, at)
+        else:
+            best.put(rows[better], at.rows(better))
+        same = (new[0] == low).all(1) & (new[1] == high).all(1) & (new[2] == on).all(1)
         stay = ~same & (at.residual > _SLIP)
-        if turn == rounds - 1 or bool(stay.all()):
-            low, high, on = new_low, new_high, new_on
-            continue
-        rows, low, high, on, lam = rows[stay], new_low[stay], new_high[stay], new_on[stay], lam[stay]
-        part = part.rows(stay)
+        low, high, on = new
+        if turn == rounds - 1 or not bool(stay.any()):
+            break
+        if not bool(stay.all()):
+            p, rows = p.rows(stay), rows[stay]
+            low, high, on, lam = low[stay], high[stay], on[stay], lam[stay]
     return begun[best.residual[begun] > _ACCEPT]
 
 
@@ -546,7 +553,7 @@ def _interior(p: _Problem) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 
 def _nearest(p: _Problem) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The same, problem by problem, as the distance of a point from a polyhedron (Lawson & Hanson 1974, chapter 23).
+    """The same of each problem on its own, as the distance of a point from a polyhedron (Lawson & Hanson, chapter 23).
 
     It comes to least squares with multipliers ≥ 0, in a finite number of steps and however degenerate: the active
     constraints that it finds do not depend on each other.
@@ -828,7 +835,7 @@ def _clarabel(p: Standard, k: int) -> tuple[Any, Any, bool]:
 
 
 def _polish(p: Standard, y: Tensor, lam: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Newton steps on the optimality conditions, taken where they bring them nearer (Alizadeh, Haeberly, Overton 1998)."""
+    """Newton steps on the optimality conditions, taken where they bring it nearer."""
     c, G, h = p.centre[rows], p.G[rows], p.h[rows]
     y, lam = y[rows], lam[rows]
 

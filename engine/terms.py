@@ -79,7 +79,6 @@ class Term:
         self._ready: list[Tensor] | None = None
         self._filled: Any = WeakTensorKeyDictionary()  # x -> versions, mask, x without the entries that do not count
         self._prepared: Any = WeakTensorKeyDictionary()  # x -> version, what the plugins make of it
-        self._verified = False
         if len(names) > 1:
             self._stack()
 
@@ -226,7 +225,7 @@ class Term:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The same over one block, at local θ (G, K, P_m)."""
         x, mask = self._counted(x, local, mask)
-        if self.closed and not self._verified:
+        if self.closed and not all(m._verified for m in self.modalities):
             self._verify(x, local)
         found = self._closed(x, local, mask) if self.closed else self._automatic(x, local, mask)
         value, score, information, resolution = found
@@ -294,37 +293,39 @@ class Term:
         return sums
 
     def _verify(self, x: Tensor, local: Tensor) -> None:
-        """Compare closed forms with differentiation once, at up to two θ and two observations: no sum forgives another sign.
+        """Compare each closed form with differentiation once in its life, at up to two θ and two observations.
 
-        In units of a standard error, so that rounding where a score is zero is not taken for a fault. It says nothing
-        about other θ: see :func:`engine.testing.check_modality` and :meth:`engine.evidence.Evidence.check`.
+        Where a sign is wrong no maximum is found, and nothing else would say which plugin it is. In units of a standard
+        error, so that rounding where a score is zero is not taken for a fault. Of other θ it says nothing: see
+        :func:`engine.testing.check_modality` and :meth:`engine.evidence.Evidence.check`.
         """
-        rows, some = sorted({0, local.shape[1] - 1}), sorted({0, x.shape[2] - 1})
-        part, x = local[:, rows], (x[:, rows] if x.shape[1] > 1 else x)[:, :, some]
+        rows, few = sorted({0, local.shape[1] - 1}), sorted({0, x.shape[2] - 1})
+        local, x = local[:, rows], (x[:, rows] if x.shape[1] > 1 else x)[:, :, few]
+        found = self._closed(x, local, None)
         try:
-            value, score, information, _ = self._automatic(x, part, None)
-        except (ModalityError, RuntimeError, NotImplementedError):  # a scalar that cannot be differentiated
-            self._verified = True
-            return
-        judged = torch.isfinite(value)
-        self._verified = bool(judged.any())
-        unit = score.abs() + information.diagonal(dim1=-2, dim2=-1).abs().sqrt()
-        size = (1.0 + value.abs(), unit, unit[..., :, None] * unit[..., None, :])
+            expected = self._automatic(x, local, None)
+        except (ModalityError, RuntimeError):  # what cannot be differentiated is taken at its word
+            expected = found
+        judged = torch.isfinite(expected[0])
+        unit = expected[1].abs() + expected[2].diagonal(dim1=-2, dim2=-1).abs().sqrt()
+        size = (1.0 + expected[0].abs(), unit, unit[..., :, None] * unit[..., None, :])
         digits = 1e-3 if self.dtype == torch.float32 else 1e-6
-        for n, found in enumerate(self._closed(x, part, None)[:3]):
-            expected = (value, score, information)[n]
-            off = ~((found - expected).abs() <= digits * size[n]) & expected.isfinite()
+        for n, what in enumerate(_RESULTS):
+            off = ~((found[n] - expected[n]).abs() <= digits * size[n]) & expected[n].isfinite()
             off &= judged.reshape(*judged.shape, *[1] * n)
             if bool(off.any()):
                 g, k, *entry = off.nonzero()[0].tolist()
                 names = self.modalities[g].parameter_names
                 of = f" for ({', '.join(names[j] for j in entry)})" if entry else ""
-                where = ", ".join(f"{p} = {v:.6g}" for p, v in zip(names, part[g, k].tolist(), strict=True))
+                where = ", ".join(f"{p} = {v:.6g}" for p, v in zip(names, local[g, k].tolist(), strict=True))
+                got, wanted = (float(t[n][g, k][tuple(entry)]) for t in (found, expected))
                 raise ModalityError(
-                    f"the closed {_RESULTS[n]} of plugin '{self.names[g]}' must be that of its log_evidence, got "
-                    f"{found[g, k][tuple(entry)].item():.9g}{of} at {where} where {'differentiation' if n else 'it'} gives "
-                    f"{expected[g, k][tuple(entry)].item():.9g}; correct derivatives(): engine.testing.check_modality says more"
+                    f"the closed {what} of plugin '{self.names[g]}' must be that of its log_evidence, got {got:.9g}{of} at {where} "
+                    f"where {'differentiation' if n else 'it'} gives {wanted:.9g}; correct derivatives(): "
+                    "engine.testing.check_modality says more"
                 )
+        for modality, seen in zip(self.modalities, judged.any(-1).tolist(), strict=True):
+            modality._verified = modality._verified or seen
 
     def _pieces(
         self,

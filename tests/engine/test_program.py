@@ -5,10 +5,11 @@ import warnings
 
 import pytest
 import torch
+from scipy.optimize import linprog
 
 from engine.errors import ParameterError
 from engine.feasible import FeasibleSet, MatrixCone, NormCone
-from engine.program import respond, solve
+from engine.program import _interior, _nearest, _Problem, respond, solve
 
 INF = math.inf
 
@@ -274,6 +275,49 @@ def test_infeasible_problems_are_recognised_and_agree_with_clarabel():
     assert found.move[found.infeasible].isnan().all()
     for k in range(0, K, 4):
         assert by_clarabel(J, g, inside, k)[0].startswith("infeasible") == bool(found.infeasible[k])
+
+
+@pytest.mark.parametrize("P", [2, 3, 5])
+@pytest.mark.parametrize(("m", "e"), [(0, 0), (0, 2), (3, 0), (8, 1), (8, 2)])
+def test_small_integers_tie_in_every_way_and_none_is_lost(P, m, e):
+    G = torch.Generator().manual_seed(100 * P + 10 * m + e)
+    K = 300
+
+    def integers(low, high, *shape):
+        return torch.randint(low, high + 1, shape, generator=G).double()
+
+    B = integers(-1, 1, K, P, P)
+    J, g = B @ B.mT + torch.eye(P).double(), integers(-3, 3, K, P)
+    lower = torch.where(integers(0, 3, K, P) == 0, -INF, -integers(0, 2, K, P))
+    upper = torch.where(integers(0, 3, K, P) == 0, INF, integers(0, 2, K, P))
+    shift = integers(0, 1, K, 1)
+    A, C = integers(-1, 1, K, m, P), integers(-1, 1, K, e, P)
+    inside = FeasibleSet(lower, upper, A, integers(0, 2, K, m) - shift, C, shift * integers(0, 1, K, e))
+    found = solve(J, g, inside)
+    assert (found.solved ^ found.infeasible).all()
+    keep = found.solved
+    assert conditions(J[keep], g[keep], inside.rows(keep), solve(J[keep], g[keep], inside.rows(keep))) < 1e-11
+    for k in found.infeasible.nonzero()[:8, 0].tolist():
+        sides = {"A_ub": A[k].numpy(), "b_ub": inside.b[k].numpy()} if m else {}
+        sides |= {"A_eq": C[k].numpy(), "b_eq": inside.d[k].numpy()} if e else {}
+        ranges = list(zip(lower[k].tolist(), upper[k].tolist(), strict=True))
+        assert linprog([0.0] * P, **sides, bounds=ranges).status == 2
+
+
+def test_the_interior_point_and_the_distance_find_the_active_constraints_alone():
+    J, g, inside = problems("all", 40, 6, seed=20)
+    found = solve(J, g, inside)
+    unit = J.diagonal(dim1=1, dim2=2).rsqrt()
+    E = torch.cat([inside.A.expand(40, 6, 6), inside.C], 1) * unit[:, None, :]
+    f, size = torch.cat([inside.b, inside.d.expand(40, 1)], 1), E.norm(dim=-1)
+    scaled = J * unit[:, :, None] * unit[:, None, :]
+    whitened = _Problem(scaled, g * unit, inside.lower / unit, inside.upper / unit, E / size[:, :, None], f / size, 6)
+    for method in (_interior, _nearest):
+        low, high, on, _, infeasible = method(whitened)
+        assert not infeasible.any()
+        assert torch.equal(low, found.active_lower)
+        assert torch.equal(high, found.active_upper)
+        assert torch.equal(on[:, :6], found.active_inequalities)
 
 
 @pytest.mark.parametrize(
