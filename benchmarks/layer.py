@@ -82,7 +82,7 @@ def plain(**options: Any) -> Layer | None:
 def qpth() -> Layer | None:
     try:
         function = importlib.import_module("qpth.qp").QPFunction(verbose=-1)
-    except ImportError:
+    except (ImportError, TypeError):  # before 0.0.16 another interface
         return None
 
     def call(J: Tensor, g: Tensor, inside: FeasibleSet) -> Tensor:

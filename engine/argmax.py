@@ -7,10 +7,16 @@ they make, :math:`J\,\delta d + E^\top \delta\lambda = \delta g - \delta J\,\hat
 :math:`E\,\delta d = \delta f - \delta E\,\hat d` (Amos and Kolter 2017). It is exact; for a box it is
 :math:`J_{FF}^{-1}` on the components that are not on a bound.
 
-A constraint whose multiplier is 0 counts as absent. At such a point the maximum has a kink, and this is the
-derivative of the side on which the constraint lets go. Where rows depend on each other their right-hand sides have
-no derivatives of their own; those given add up to the right total. A held component (equal bounds) gives half of
-its derivative to either bound.
+A bound or row whose multiplier is 0 counts as absent. At such a point the maximum has a kink, and this is the
+derivative of the side on which the constraint lets go; at the kinks of cones it is one of those nearby. Where rows
+depend on each other their right-hand sides have no derivatives of their own; those given add up to the right total.
+A held component (equal bounds) gives half of its derivative to either bound.
+
+Who does what: bounds alone are differentiated here. With linear rows a cvxpylayers layer models the problem, the
+batched solver of :mod:`engine.program` in it. With cones the solution is that solver's, and a layer with DIFFCP gives
+the derivative, in units where the problem is a projection: first-order iterations to 1e-10, and dense
+differentiation. Its interior-point alternative leaves multipliers and slacks too close together to tell a face by:
+derivatives through it were wrong by factors.
 
 References:
     | Amos & Kolter (2017), OptNet, https://arxiv.org/abs/1703.00443
@@ -36,7 +42,7 @@ from engine.threads import small_work
 
 __all__ = ["argmax"]
 
-_DIFFCP = {"solve_method": "SCS", "mode": "dense", "eps": 1e-10, "max_iters": 100_000, "n_jobs_forward": 1}
+_DIFFCP = {"solve_method": "SCS", "mode": "dense", "eps": 1e-10, "max_iters": 20_000, "n_jobs_forward": 1}
 _DIFFCP |= {"n_jobs_backward": 1}
 _FIELDS = ("lower", "upper", "A", "b", "C", "d")
 _LAYERS = threading.RLock()  # a layer keeps the last call's batch size in itself
@@ -202,7 +208,10 @@ def _linear(J: Tensor, g: Tensor, inside: FeasibleSet) -> tuple[Tensor, Tensor]:
 
 
 def _conic(J: Tensor, g: Tensor, inside: FeasibleSet) -> tuple[Tensor, Tensor]:
-    """Cones: the maxima are :func:`solve`'s, exact; a cvxpylayers layer has their derivatives."""
+    """Cones: the maxima are :func:`solve`'s, exact; a cvxpylayers layer has their derivatives.
+
+    A slope of more than some 1e4 standard errors can be too much for the layer's iterations; then there is no answer.
+    """
     found = solve(J, g, inside)
     best = torch.where(found.solved[:, None], found.move, 0.0)
     given = [J, g, *(getattr(inside, n) for n in ("lower", "upper", "A", "b", "C", "d"))]
@@ -225,7 +234,8 @@ def _conic(J: Tensor, g: Tensor, inside: FeasibleSet) -> tuple[Tensor, Tensor]:
     move = form.move(y)
     # a layer that ended elsewhere has no derivative of this maximum
     with torch.no_grad():
-        off = ((best[rows] - move) / (form.unit * form.scale)).abs().amax(-1)
+        size = ((best[rows] - form.pinned) / form.unit).abs().amax(-1)
+        off = ((best[rows] - move) / form.unit).abs().amax(-1) / torch.maximum(size, 1e-3 * form.scale[:, 0])
     solved = found.solved.clone()
     solved[rows] = reached & (off <= 1e-6)
     exact = move + (best[rows] - move).detach()

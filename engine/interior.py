@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from engine.feasible import FeasibleSet, MatrixCone
 
 __all__ = ["conflict", "deepest", "extent", "moved_inside"]
 
+_SWEEPS = 4
 _NONE = 1e-7  # a margin below this, in units of the scales, is no room
 
 
@@ -74,6 +74,7 @@ def extent(inside: FeasibleSet, column: int, scale: Tensor, middle: Tensor) -> t
         (low, high); infinite where the set goes on for ever.
 
     Example:
+        >>> from dataclasses import replace
         >>> one = torch.ones(2).double()
         >>> inside = replace(FeasibleSet.box(-one, 9.0 * one), A=torch.tensor([[1.0, 1.0]]).double(), b=one[:1])
         >>> [round(v, 6) for v in extent(inside, 0, scale=one, middle=0.0 * one)]
@@ -108,6 +109,10 @@ def moved_inside(inside: FeasibleSet, middle: Tensor, scale: Tensor, theta: Tens
     theta = torch.minimum(torch.maximum(theta, inside.lower), inside.upper)
     if inside.is_box:
         return theta
+    for _ in range(_SWEEPS):  # onto one inequality after the other: along a narrow set rather than to its middle
+        for a, b in zip(inside.A * scale, inside.b, strict=True):
+            theta = theta - ((theta / scale) @ a - b).clamp_min(0.0)[:, None] * (scale * a / (a @ a))
+        theta = torch.minimum(torch.maximum(theta, inside.lower), inside.upper)
     closed = (inside.lower >= inside.upper).nonzero()[:, 0]
     rows = torch.cat([inside.C, torch.eye(len(middle), dtype=theta.dtype)[closed]])
     if len(rows):
@@ -181,7 +186,9 @@ def _solve(
         if isinstance(cone, MatrixCone):
             n = cone.linear.shape[0]
             at, F = cone.matrix(middle).numpy(), (cone.linear * scale).numpy()
-            unit = float(np.abs(F).max())
+            sizes = np.abs(np.einsum("iij->ij", F)).sum(-1)  # of the diagonal: rows may have units of their own
+            root = np.sqrt(np.where(sizes > 0.0, sizes, np.abs(F).max()))
+            unit = np.outer(root, root)
             columns = [_svec(-F[:, :, j] / unit) for j in range(P)] + [_svec(np.eye(n))]
             blocks.append(np.stack(columns, -1))
             right.append(_svec(at / unit))

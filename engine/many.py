@@ -35,6 +35,7 @@ __all__ = ["Estimates", "ParameterEstimates", "estimate_many"]
 
 _NUMBERS = 2**23  # of data, in all searches of a chunk together
 _CHUNK = 4096  # data sets
+_FINISH = 1e-13  # nats: the last step from 4e-7 standard errors away is not evaluated again
 _LOOK = 1  # data sets on which each plugin is seen to keep its word
 
 
@@ -348,7 +349,7 @@ def estimate_many(
     check(parameters, fixed, covariance, screen, polish, start)
     if not isinstance(data, DataSets):
         data = DataSets(data, modalities, mask=mask, offsets=offsets, allow_identical=allow_identical)
-    problem = _Problem(parameters, modalities, data, prior, polish)
+    problem = _Problem(parameters, modalities, data, prior, polish if screen else 1)
     inside, middle = feasible(parameters, fixed)
     given = None if start is None else given_start(parameters, start, inside, data.count)
     heard = {p for m in problem.modalities.values() for p in m.parameter_names}
@@ -364,7 +365,7 @@ def estimate_many(
             lower, upper = inside.lower.clone(), inside.upper.clone()
             lower[idle] = upper[idle] = starts.theta[0, idle]
             own = inside.within(lower, upper)
-        solution = search(objective, starts, own)
+        solution = search(objective, starts, own, _FINISH)
         found.append(judge(objective, solution, starts, own, idle, fixed, n, shape=shape))
         if first == 0:
             _look(problem, found[0])

@@ -109,6 +109,7 @@ def maximise(
     *,
     value: Callable[[Tensor, Tensor], Tensor] | None = None,
     iterations: int = 500,
+    finish: float = 0.0,
 ) -> Solution:
     """The local maxima that Newton steps reach from K starts, each inside its own set.
 
@@ -121,6 +122,8 @@ def maximise(
         value: Maps the same to the value alone. Where given, what looks like a maximum is probed on both sides along
             each component: at a kink, such as piecewise interpolation has, derivatives tell of one side only.
         iterations: Evaluations a row may use.
+        finish: Where edm is below this, the next Newton step is the last and is not evaluated any more: S and its
+            derivatives are then those of the point before, √(2 finish) standard errors away.
 
     Returns:
         A :class:`Solution`; a row that did not converge says so and keeps its best point.
@@ -137,12 +140,12 @@ def maximise(
     """
     inside = inside.within(inside.lower.expand_as(start), inside.upper.expand_as(start))
     everyone = torch.arange(len(start))
-    solution = _climb(function, start, everyone, inside, scale, iterations)
+    solution = _climb(function, start, everyone, inside, scale, iterations, finish)
     for _ in range(4):
         if value is None or (better := _probe(value, solution, inside, scale)) is None:
             break
         rows, begin = better
-        solution = solution.replaced(rows, _climb(function, begin, rows, inside.rows(rows), scale, iterations))
+        solution = solution.replaced(rows, _climb(function, begin, rows, inside.rows(rows), scale, iterations, finish))
     return solution
 
 
@@ -212,6 +215,7 @@ def _climb(
     inside: FeasibleSet,
     scale: Tensor,
     iterations: int,
+    finish: float,
 ) -> Solution:
     K, P = start.shape
     kind: type[Model] = BoxModel if inside.is_box else FaceModel
@@ -239,6 +243,13 @@ def _climb(
         edm[live] = model.edm
         done = (model.edm <= _EDM) & ~model.rising
         done |= (model.edm <= _EDM_ENOUGH) & ~model.rising & (stalls[live] >= 3)
+        last = ~done & (model.edm <= finish) & ~model.rising & (stalls[live] == 0)
+        if bool(last.any()):
+            rest = last.nonzero()[:, 0]
+            with small_work(K * P * P):
+                end = model.pick(rest).step(theta[live[rest]], own.rows(rest), torch.zeros(len(rest), dtype=torch.float64))
+            theta[live[rest]] = end
+            done = done | last
         converged[live] = done
         # rounding noise alone would never let a row stop: three fruitless tries at full damping end it
         ended = done | (spent[live] >= iterations) | (damping[live] > 1e14) | (stalls[live] >= 40)

@@ -109,7 +109,9 @@ class _Law:
         tried = accepted = 0
         while not kept or accepted < n:
             theta = propose(max(_BATCH, min(n, 16 * _BATCH)), generator)
-            fine = ((theta >= inside.lower) & (theta <= inside.upper)).all(-1) & (theta @ inside.A.mT <= inside.b).all(-1)
+            fine = ((theta >= inside.lower) & (theta <= inside.upper)).all(-1) & (theta @ inside.A.mT <= inside.b).all(
+                -1
+            )
             for cone in inside.cones:
                 fine = fine & (cone.slack(theta) >= 0.0)
             kept.append(theta[fine])
@@ -164,6 +166,8 @@ class _Law:
         space, inside = self.space, self.space.feasible
         _, sizes, rows = torch.linalg.svd(inside.C * space.scale, full_matrices=True)
         rank = int((sizes > 1e-12 * sizes.max()).sum()) if len(sizes) else 0
+        if rank == len(space):
+            return space.interior.repeat(n, 1)
         axes, basis = rows[rank:] / space.scale, rows[rank:] * space.scale  # θ = interior + z basis: rounding
         few = self._circuits(len(basis)) @ axes.mT  # in the equalities' directions cannot grow from step to step
         half = max(_CHAINS, n + 1) // 2
@@ -184,11 +188,15 @@ class _Law:
         rows = torch.cat([inside.A * scale, torch.eye(len(scale), dtype=torch.float64)])
         rows = rows / rows.norm(dim=-1, keepdim=True)
         shuffled = np.random.default_rng(0)
-        order = shuffled.random((4 * len(scale), len(rows)))
-        order[:, : len(inside.A)] += shuffled.uniform(-1, 1, (len(order), 1))  # inequalities sooner or later than parameters
+        order = shuffled.random((min(4 * len(scale), 256), len(rows)))
+        order[:, : len(inside.A)] += shuffled.uniform(
+            -1, 1, (len(order), 1)
+        )  # inequalities sooner or later than parameters
         kept = order.argsort(-1)[:, : dimensions - 1]
         equal = (inside.C * scale).expand(len(kept), -1, -1)
-        return torch.linalg.svd(torch.cat([equal, rows[torch.from_numpy(kept)]], -2), full_matrices=True)[2][:, -1] * scale
+        return (
+            torch.linalg.svd(torch.cat([equal, rows[torch.from_numpy(kept)]], -2), full_matrices=True)[2][:, -1] * scale
+        )
 
     @staticmethod
     def _directions(other: Tensor, few: Tensor, generator: torch.Generator) -> Tensor:
@@ -214,11 +222,12 @@ class _Law:
         loc, sd = (torch.tensor([a[key] for _, a in normal], dtype=torch.float64) for key in ("loc", "scale"))
         along, at = move[:, columns] / sd, (theta[:, columns] - loc) / sd
         size = along.norm(dim=-1)
-        curved = size > 0.0
+        low, high = chord.low, chord.high
+        curved = (high - low) * size * (1.0 + at.norm(dim=-1)) > 1e-6  # else constant, and c + w x below cancels
         width = torch.where(curved, 1.0 / size, 1.0)
         centre = -(along * at).sum(-1) * width**2
-        low, high = chord.low, chord.high
         drawn = centre + width * _truncated_normal((low - centre) / width, (high - centre) / width, u)
+        drawn = torch.minimum(torch.maximum(drawn, low), high)
         low, high = low.clamp_min(-1e12), high.clamp_max(1e12)
         return torch.where(curved, drawn, low + u * (high - low))
 
@@ -286,8 +295,8 @@ class _Chord:
 
 
 def _steps(dimensions: int) -> int:
-    """Enough to forget the start: chords of an ordered set of ten are forgotten after 100, and it grows as the square."""
-    return min(20 + 10 * dimensions + dimensions**2, 2000)
+    """Enough to forget the start in a set with corners, which takes as many as the square of its dimensions."""
+    return min(80 + 12 * dimensions + dimensions**2, 2000)
 
 
 def _truncated_normal(low: Tensor, high: Tensor, u: Tensor) -> Tensor:

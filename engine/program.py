@@ -44,6 +44,7 @@ _SLIP = 1e-14  # a sign is wrong beyond this many of its own rounding units
 _ACCEPT = 1e-11  # the worst relative violation of an optimality condition in an answer
 _ACCEPT_CONIC = 1e-8  # the same with cones, where a maximum without strict complementarity is found less well
 _ROUNDS = (14, 5)  # corrections of the active set before the interior point is asked, without and with inequalities
+_STEPS = 12  # of Newton's method with cones, the last two for dependent constraints
 _RIDGE = 1e-9  # of dependent rows; undone by refinement
 
 
@@ -772,7 +773,7 @@ def _solve_conic(J: Tensor, g: Tensor, inside: FeasibleSet) -> Optimum:
     for k in rows.tolist():
         point, multipliers, possible = _clarabel(p, k)
         infeasible[k] = not possible
-        y[k], lam[k] = torch.as_tensor(point), torch.as_tensor(multipliers)
+        y[k], lam[k] = torch.as_tensor(point).nan_to_num(), torch.as_tensor(multipliers).nan_to_num()
     rows = (p.sound & ~infeasible).nonzero()[:, 0]
     y[rows], lam[rows], residual[rows] = _polish(p, y, lam, rows)
     solved = residual <= _ACCEPT_CONIC
@@ -810,7 +811,7 @@ def _solve_conic(J: Tensor, g: Tensor, inside: FeasibleSet) -> Optimum:
 def _clarabel(p: Standard, k: int) -> tuple[Any, Any, bool]:
     """One problem's point and multipliers, and whether anything may satisfy its constraints."""
     import numpy as np
-    from scipy.sparse import csc_matrix, identity
+    from scipy.sparse import csc_matrix
 
     clarabel: Any = import_module("clarabel")
     cones = []
@@ -827,11 +828,21 @@ def _clarabel(p: Standard, k: int) -> tuple[Any, Any, bool]:
     settings.verbose = False
     settings.max_threads = 1
     settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = 1e-12
-    P = p.centre.shape[1]
-    found = clarabel.DefaultSolver(
-        csc_matrix(identity(P)), -p.centre[k].numpy(), csc_matrix(p.G[k].numpy()), p.h[k].numpy(), cones, settings
-    ).solve()
-    return np.array(found.x), np.array(found.z), "PrimalInfeasible" not in str(found.status)
+    centre, G, h = p.centre[k].numpy(), csc_matrix(p.G[k].numpy()), p.h[k].numpy()
+
+    def attempt(unit: float) -> tuple[Any, Any, str]:
+        # in y = unit u
+        curve = csc_matrix(unit * np.eye(len(centre)))
+        found = clarabel.DefaultSolver(curve, -centre, G, h / unit, cones, settings).solve()
+        return unit * np.array(found.x), np.array(found.z), str(found.status)
+
+    y, lam, status = attempt(1.0)
+    length = float(np.abs(y).max())
+    if "Infeasible" not in status and 1e-8 < length < 1e-2:
+        # a strong slope holds y at the border of a set that is small beside the centre: in its own unit
+        again = attempt(length)
+        y, lam, status = again if "Solved" in again[2] else (y, lam, status)
+    return y, lam, "PrimalInfeasible" not in status
 
 
 def _polish(p: Standard, y: Tensor, lam: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -845,21 +856,25 @@ def _polish(p: Standard, y: Tensor, lam: Tensor, rows: Tensor) -> tuple[Tensor, 
         zero = p.kinds[0][1]
         complement = torch.cat([slack[:, :zero], _times(inner, lam)[:, zero:]], 1)
         left = torch.cat([y - c + _times(G.mT, lam), complement], 1)
-        size = 1.0 + lam.abs().amax(-1)
-        off = left.abs().amax(-1) / size
-        off = torch.maximum(off, torch.maximum(p.worst(slack, dual=False), p.worst(lam, dual=True) / size))
+        length, force = y.abs().amax(-1).clamp_min(1e-6), 1.0 + lam.abs().amax(-1)
+        off = torch.maximum(left[:, : y.shape[1]].abs().amax(-1), p.worst(lam, dual=True)) / force
+        off = torch.maximum(off, torch.maximum(p.worst(slack, dual=False), complement.abs().amax(-1) / force) / length)
         eye = torch.eye(y.shape[1], dtype=y.dtype).expand(len(y), -1, -1)
         matrix = torch.cat([torch.cat([eye, G.mT], 2), torch.cat([-outer @ G, inner], 2)], 1)
         return left, matrix, torch.where(torch.isfinite(off), off, torch.inf)
 
     left, matrix, off = conditions(y, lam)
-    for _ in range(3):
-        step = torch.linalg.solve_ex(matrix, left[:, :, None])[0][:, :, 0]
-        dy, dlam = step.split([y.shape[1], lam.shape[1]], 1)
+    for turn in range(_STEPS):
+        if turn < _STEPS - 2:
+            step = torch.linalg.solve_ex(matrix, left[:, :, None])[0][:, :, 0]
+        elif bool((off > 1e-12).any()):  # dependent constraints: the shortest step
+            step = torch.linalg.lstsq(matrix, left[:, :, None], rcond=1e-9, driver="gelsd").solution[:, :, 0]
+        else:
+            break
+        sane = torch.isfinite(step).all(-1, keepdim=True) & (step.abs().amax(-1, keepdim=True) < 1e6)
+        dy, dlam = torch.where(sane, step, 0.0).split([y.shape[1], lam.shape[1]], 1)
         trial = conditions(y - dy, lam - dlam)
         better = trial[2] < off
-        if not bool(better.any()):
-            break
         y, lam = torch.where(better[:, None], y - dy, y), torch.where(better[:, None], lam - dlam, lam)
         left = torch.where(better[:, None], trial[0], left)
         matrix = torch.where(better[:, None, None], trial[1], matrix)

@@ -179,13 +179,14 @@ def nearest(inside: FeasibleSet, theta: Tensor, scale: Tensor) -> tuple[Tensor, 
     return torch.where(found.solved[:, None], theta + found.move.nan_to_num(), theta), found.solved
 
 
-def search(objective: Objective, starts: Starts, inside: FeasibleSet) -> Solution:
+def search(objective: Objective, starts: Starts, inside: FeasibleSet, finish: float = 0.0) -> Solution:
     """The local maxima that the starts lead to.
 
     Arguments:
         objective: S of B data sets.
         starts: R points.
         inside: The feasible set, shared or with a leading dimension B.
+        finish: See :func:`engine.optimise.maximise`.
 
     Returns:
         Where they end, R rows.
@@ -203,6 +204,7 @@ def search(objective: Objective, starts: Starts, inside: FeasibleSet) -> Solutio
                 inside.rows(owner),
                 objective.parameters.scale,
                 value=lambda t, rows, own=owner: objective.value(t, own[rows]),
+                finish=finish,
             )
         )
     return Solution.joined(parts)

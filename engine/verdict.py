@@ -118,7 +118,8 @@ class _Judge:
         theta, at = found.theta.clone(), found.at
         unit = 1.0 / at.information.diagonal(dim1=-2, dim2=-1).abs().clamp_min(1e-300).sqrt()
         unit = torch.where(torch.isfinite(unit) & (unit < 1e140), unit, self.space.scale)
-        theta[~good] = self.inside.lower.nan_to_num(0.0, 0.0, 0.0)  # anything: the row says NaN in the end
+        anything = self.inside.lower.nan_to_num(0.0, 0.0, 0.0).expand_as(theta)  # the row says NaN in the end
+        theta[~good] = anything[~good]
         theta = torch.where(
             good[:, None], theta, torch.minimum(torch.maximum(theta, self.inside.lower), self.inside.upper)
         )

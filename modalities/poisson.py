@@ -28,11 +28,13 @@ from engine.modality import Modality
 from modalities._densities import poisson_constant, poisson_derivatives, poisson_log_density
 from modalities._histfactory import affine_rate, compile_channel
 from modalities._predictor import jacobian
+from modalities._rates import Rate
 from modalities._tensors import Exact, Numbers, own_generator, require
 
 __all__ = ["PoissonCounts"]
 
-_PRODUCTS = 2**12
+_KEPT = 2**18  # products of two slopes that are kept, where they are not more
+_PIECE = 2**16  # entries that are worked on together
 
 
 class PoissonCounts(Exact, Modality):
@@ -108,13 +110,16 @@ class PoissonCounts(Exact, Modality):
         if channel.shifts is not None:
             self.register_buffer("shift_hi", channel.shifts[0], persistent=False)
             self.register_buffer("shift_lo", channel.shifts[1], persistent=False)
-        affine = affine_rate(channel)
-        self._affine, self._small = affine is not None, len(channel.names) * channel.nominal.shape[1] <= _PRODUCTS
+        affine, size = affine_rate(channel), channel.nominal.shape[1] * len(channel.names) ** 2
+        self._affine, self._products = affine is not None, affine is not None and size <= _KEPT
+        self._flat = tuple(bool((column == column[:, :1]).all()) for column in channel.columns)
+        shifts = channel.shifts or (channel.nominal.new_zeros(0),) * 2
+        self._moving = tuple((shifts[0].flatten(1) != 0).any(-1).logical_or((shifts[1].flatten(1) != 0).any(-1)).nonzero()[:, 0].tolist()) if channel.shifts else ()
         if affine is not None:
             offset, slope = affine
             self.register_buffer("offset", offset, persistent=False)
             self.register_buffer("slope", slope, persistent=False)  # (P_m, bins)
-            if self._small:
+            if self._products:
                 products = (slope[:, None] * slope).flatten(0, 1)  # (P_m P_m, bins)
                 self.register_buffer("products", products, persistent=False)
 
@@ -125,9 +130,8 @@ class PoissonCounts(Exact, Modality):
 
     @property
     def has_derivatives(self) -> bool:
-        """Whether the rate is affine in θ, so that its slope is constant."""
-        affine = self._affine and self._own_rate
-        return super().has_derivatives and (affine or type(self).derivatives is not PoissonCounts.derivatives)
+        """Whether the rate is the one whose derivatives are known: not where a subclass writes another."""
+        return super().has_derivatives and (self._own_rate or type(self).derivatives is not PoissonCounts.derivatives)
 
     @property
     def _own_rate(self) -> bool:
@@ -158,21 +162,60 @@ class PoissonCounts(Exact, Modality):
 
     @torch.no_grad()
     def derivatives(self, x: Tensor, theta: Tensor, constant: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """s, J w and Jᵀ diag(n/ν²) J for an affine rate, where w = n/ν − 1 and J = ∂ν/∂θ is constant.
+        """s, J w and Jᵀ diag(n/ν²) J − Σ_b w_b ∇²ν_b, where w = n/ν − 1 and J = ∂ν/∂θ.
 
         Arguments:
             x: Counts, shape (*batch, bins).
             theta: Values of :attr:`parameter_names`, shape (*batch, P_m).
             constant: What :meth:`prepare` returned for x.
         """
-        x = x.to(torch.float64)
+        x, theta = x.to(torch.float64), theta.to(torch.float64)
         constant = poisson_constant(x) if constant is None else constant
-        P = len(self.slope)
-        rate = torch.addmm(self.offset, theta.to(torch.float64).reshape(-1, P), self.slope)
-        rate = rate.reshape(*theta.shape[:-1], -1)
+        value, score, information = (self._by_slope if self._affine else self._by_samples)(x, theta)
+        return value + constant, score, information
+
+    def _by_slope(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For an affine rate: J is constant, and so are the products of its rows."""
+        P, bins = self.slope.shape
+        rate = torch.addmm(self.offset, theta.reshape(-1, P), self.slope).reshape(*theta.shape[:-1], bins)
         f, w, curvature = poisson_derivatives(x, rate)
-        information = _rows(self.products, curvature)
-        return f.sum(-1) + constant, _rows(self.slope, w), information.unflatten(-1, (P, P))
+        if self._products:
+            information = _rows(self.products, curvature).unflatten(-1, (P, P))
+        else:
+            information = torch.stack([_rows(self.slope, curvature * row) for row in self.slope], -2)
+        return f.sum(-1), _rows(self.slope, w), information
+
+    def _by_samples(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For any rate, in pieces: T points with N observations each."""
+        (S, bins), P = self.nominal.shape, theta.shape[-1]
+        batch = torch.broadcast_shapes(x.shape[:-1], theta.shape[:-1])
+        shared = len(batch) > 0 and (theta.dim() == 1 or theta.shape[-2] == 1)
+        N, lead = (batch[-1], batch[:-1]) if shared else (1, batch)
+        theta = theta.squeeze(-2) if shared and theta.dim() > 1 else theta
+        theta, x = theta.expand(*lead, P).reshape(-1, P), x.expand(*batch, bins).reshape(-1, N, bins)
+        step = max(1, _PIECE // ((S * min(N, bins) + P) * bins))
+        pieces = [self._piece(*part) for part in zip(x.split(step), theta.split(step), strict=True)]
+        value, score, information = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        return value.reshape(batch), score.reshape(*batch, P), information.reshape(*batch, P, P)
+
+    def _piece(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (_, N, bins), P = x.shape, theta.shape[-1]
+        logs = (self.log_hi, self.log_lo) if self._normalised_samples else None
+        shifts = (self.shift_hi, self.shift_lo) if self._shaped else None
+        rate = Rate(theta, self.nominal, self.columns, logs, shifts, self._flat, self._moving)
+        f, w, curvature = poisson_derivatives(x, rate.value[:, None])
+        slope = rate.slope[:, None]  # (T, 1, P, bins)
+        if N <= P:
+            information = (slope * curvature[:, :, None]) @ slope.mT
+        else:
+            products = (slope.mT[..., None] * slope.mT[..., None, :]).flatten(-2)[:, 0]  # (T, bins, P P)
+            information = (curvature @ products).unflatten(-1, (P, P))
+        if bins >= N:
+            bend = rate.bend(w)
+        else:
+            single = torch.eye(bins, dtype=w.dtype, device=w.device).expand(len(x), -1, -1)
+            bend = (w @ rate.bend(single).flatten(-2)).unflatten(-1, (P, P))
+        return f.sum(-1), w @ rate.slope.mT, information - bend
 
     @torch.no_grad()
     def simulate(self, theta: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -195,8 +238,8 @@ class PoissonCounts(Exact, Modality):
         return slope.mT @ (weight[..., None] * slope)
 
     def stack_key(self) -> Hashable | None:
-        """Which kinds of interpolation it has: all else is a tensor."""
-        return self._normalised_samples, self._shaped, self._affine
+        """Which kinds of interpolation and of factors it has: all else is a tensor."""
+        return self._normalised_samples, self._shaped, self._affine, self._flat, self._moving
 
 
 def _rows(matrix: Tensor, vectors: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 import engine.plugin
+from engine import Linear
 from engine.arrays import read_arrays, write_arrays
 from engine.entries import HEADER, block
 from engine.errors import RegistryError, TamperedError, UntrustedError
@@ -61,14 +62,14 @@ def reseal(root, edit=lambda fields: None):
     """Write the ledger again, with the content that the folders have now and every seal right."""
     tables = tomllib.loads((root / "registry.toml").read_text())
     data = HEADER
-    for kind in ("parameter", "plugin"):
-        for fields in tables[kind]:
+    for kind in ("parameter", "constraint", "plugin"):
+        for fields in tables.get(kind, []):
             del fields["seal"]
             if kind == "plugin":
                 with contextlib.suppress(RegistryError):
                     fields["content"] = content_hash(root / "plugins" / fields["folder"])
                 fields["factory"] = describe(root / "plugins" / fields["folder"]).factory
-            if fields["name"] in ("bao", "mu"):
+            if fields["name"] in ("bao", "mu", "tie"):
                 edit(fields)
             data += block(kind, fields, data)
     (root / "registry.toml").write_bytes(data)
@@ -139,7 +140,7 @@ def test_a_factory_that_nobody_vouches_for_is_not_called(workspace, name):
 
 
 @pytest.mark.parametrize("kind", ["function", "module", "modality"])
-@pytest.mark.parametrize("name", [*NAMES[:4], WALKS[0], "engine.ledger:contextmanager", "evil_module:X"])
+@pytest.mark.parametrize("name", [*NAMES[:4], WALKS[0], "engine.workspace:contextmanager", "evil_module:X"])
 def test_a_name_inside_the_configuration_is_not_followed_either(workspace, kind, name, tmp_path, monkeypatch):
     marker = tmp_path / "marker"
     (tmp_path / "evil_module.py").write_text(f"open({str(marker)!r}, 'w')\nclass X: pass\n")
@@ -503,6 +504,84 @@ def test_a_parameters_entry_must_be_one_that_an_append_writes(workspace, change)
     reseal(workspace, lambda fields: None if "folder" in fields else fields.update(change))
     with pytest.raises(TamperedError, match=r"entry 1 \(parameter '.*'\) of registry.toml, line 5,"):
         Ledger.open(workspace)
+
+
+TIE = {"name": "tie", "kind": "linear", "coefficients": {"mu": 1.0, "nu": -1.0}, "upper": 1.0}
+
+
+def sealed(root, *constraints, parameters=("mu", "nu")):
+    """A ledger of parameters and constraints that no append wrote, with every seal right."""
+    data = HEADER
+    for name in parameters:
+        data += block("parameter", Parameter(name, bounds=(0.0, 1.0)).to_toml(), data)
+    for fields in constraints:
+        data += block("constraint", fields, data)
+    (root / "registry.toml").write_bytes(data)
+    shutil.rmtree(root / "plugins", ignore_errors=True)
+    return Ledger.open(root)
+
+
+def test_a_sealed_constraint_is_read(workspace):
+    assert sealed(workspace, TIE).parameters.constraints == (Linear({"mu": 1, "nu": -1}, upper=1, name="tie"),)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "os:system"}, {"kind": ["linear"]}, {"kind": 1}, {"evil": 1}, {"name": 3}, {"name": ""}, 
+        {"name": "a\tb"},
+        {"coefficients": {}}, {"coefficients": 1.0}, {"coefficients": ["mu"]}, {"coefficients": {"mu": "1.0"}}, {"coefficients": {"mu": []}},
+        {"coefficients": {"mu": float("nan")}}, {"coefficients": {"mu": float("inf")}}, {"coefficients": {"mu": 10**400}},
+        {"coefficients": {"mu": 1.0, "nu": 0.0}}, {"coefficients": {"tau": 1.0}}, {"coefficients": {"tie": 1.0}},
+        {"upper": "1.0"}, {"upper": float("nan")}, {"upper": float("inf")}, {"upper": []}, {"upper": {}}, {"lower": 2.0}, {"lower": 1.0},
+        {"equal": 1.0}, {"kind": "ball"}, {"kind": "simplex"},
+        {"kind": "ball", "coefficients": None, "upper": None, "parameters": ["mu", "nu"], "radius": 1.0},
+        {"kind": "ball", "coefficients": None, "upper": None, "parameters": ["mu", "nu"], "radius": 1.0, "centre": ["0", "0"]},
+        {"kind": "ball", "coefficients": None, "upper": None, "parameters": {"mu": 1, "nu": 2}, "radius": 1.0, "centre": [0.0, 0.0]},
+        {"kind": "ball", "coefficients": None, "upper": None, "parameters": ["mu", "nu"], "radius": 1.0, "centre": 3},
+        {"kind": "simplex", "coefficients": None, "upper": None, "parameters": 3, "total": 1.0},
+        {"kind": "simplex", "coefficients": None, "upper": None, "parameters": ["mu", ["nu"]], "total": 1.0},
+        {"kind": "simplex", "coefficients": None, "upper": None, "parameters": ["mu", "nu"]},
+        {"kind": "positive_semidefinite", "coefficients": None, "upper": None, "matrix": "mu"},
+        {"kind": "positive_semidefinite", "coefficients": None, "upper": None, "matrix": [["mu", 1], [1, "nu"]]},
+        {"kind": "positive_semidefinite", "coefficients": None, "upper": None, "matrix": [[["mu"], ""], ["", "nu"]]},
+        {"kind": "positive_semidefinite", "coefficients": None, "upper": None, "matrix": {"a": ["mu"]}},
+    ],
+)  # fmt: skip
+def test_a_constraints_entry_must_be_one_that_an_append_writes(workspace, change):
+    fields = {key: value for key, value in {**TIE, **change}.items() if value is not None}
+    with bounded(), pytest.raises(TamperedError, match=r"entry 3 \(constraint '.*'\) of registry.toml, line \d+,"):
+        sealed(workspace, fields)
+
+
+def test_constraints_that_conflict_are_not_what_an_append_writes(workspace):
+    low = {"name": "low", "kind": "linear", "coefficients": {"mu": 1.0, "nu": 1.0}, "upper": 0.5}
+    high = {"name": "high", "kind": "linear", "coefficients": {"mu": 1.0, "nu": 1.0}, "lower": 0.7}
+    more = {"name": "more", "kind": "ball", "parameters": ["mu", "nu"], "radius": 9.0, "centre": [0.0, 0.0]}
+    words = r"entry 5 \(constraint 'high'\) of registry.toml, line \d+, is not what an append writes: no θ satisfies"
+    with pytest.raises(TamperedError, match=words):
+        sealed(workspace, TIE, low, high, more)
+
+
+@pytest.mark.parametrize(
+    "other", [{"name": "tie"}, {"name": "twin", "coefficients": {"nu": 1.0, "mu": -1.0}, "lower": -1.0, "upper": None}]
+)
+def test_a_constraint_is_declared_once(workspace, other):
+    twin = {**TIE, "upper": 2.0, **other}
+    with pytest.raises(TamperedError, match=r"entry 4 \(constraint '.*'\).* repeats a constraint"):
+        sealed(workspace, TIE, {key: value for key, value in twin.items() if value is not None})
+
+
+def test_more_constraints_than_memory_holds_are_refused_before_it_is_taken(workspace):
+    many = [{**TIE, "name": f"c{n}", "upper": 2.0 + n} for n in range(4100)]
+    with bounded(), pytest.raises(TamperedError, match=r"entry 4099 \(constraint 'c4096'\).*at most 4096 constraints"):
+        sealed(workspace, *many)
+    n = 90
+    names = [[f"{min(i, j)}_{max(i, j)}" if abs(i - j) < 9 else "" for j in range(n)] for i in range(n)]
+    parameters = sorted({name for row in names for name in row if name})
+    matrix = {"name": "large", "kind": "positive_semidefinite", "matrix": names}
+    with bounded(), pytest.raises(TamperedError, match=r"'large'.*matrices of at most 16777216 numbers"):
+        sealed(workspace, matrix, parameters=parameters)
 
 
 def test_an_entry_that_claims_another_factory_is_found(workspace):

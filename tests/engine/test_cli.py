@@ -9,8 +9,9 @@ import pytest
 import torch
 import zarr
 
-from engine import Parameter, Registry
+from engine import Ball, Linear, Parameter, ParameterError, Registry, Simplex
 from engine.cli import main
+from engine.specification import parse_constraint
 from modalities import Constraint, Gaussian
 
 
@@ -185,6 +186,10 @@ def test_superseding_from_the_command_line_keeps_the_history(evidence, workspace
         (("init", "new", "-p", "mu = Unicorn(0, 1)"), "Unicorn"),
         (("init", "new", "-p", "mu = Uniform(0)"), "low, high"),
         (("init", "new", "-p", "= ="), "name [unit]"),
+        (("init", "new", "-p", "a", "-c", "a < 1"), "a + 2 b <= 3"),
+        (("init", "new", "-p", "a", "-c", "a + b <= 1"), "which nobody declares"),
+        (("init", "new", "-p", "a = Uniform(0, 1)", "-c", "a >= 2"), "no θ satisfies these together"),
+        (("init", "new", "-p", "a", "-c", "a <= 1", "-c", "a <= 1", "-c", "a >= 1"), "no room to move in"),
         (("estimate", "missing.npz", "-w", "{w}"), "missing.npz"),
         (("append", "x", "missing.toml", "-w", "{w}"), "missing.toml"),
         (("estimate", "--covariance", "magic", "-w", "{w}"), "magic"),
@@ -211,6 +216,15 @@ def test_wrong_input_is_a_message_and_status_2(evidence, workspace, tmp_path, mo
             "os:system",
         ),
         ("factory = [[[[[[", "TOML"),
+        ('factory = "modalities:Constraint"\n[[constraints]]\nkind = "ball"', "constraints"),
+        ('factory = "modalities:Constraint"\nconstraint = 3', "[[constraint]] block"),
+        ('factory = "modalities:Constraint"\nparameter = ["mu"]', "[[parameter]] block"),
+        ('factory = "modalities:Constraint"\n[[constraint]]\nkind = "ball"', "is missing ['parameters']"),
+        (
+            'factory = "modalities:Constraint"\n[configuration]\nparameter_names = ["mu"]\nsd = [1.0]\n'
+            '[[constraint]]\nkind = "linear"\ncoefficients = {mu = 1}\nlower = 11',
+            "no θ satisfies these together",
+        ),
     ],
 )
 def test_a_bad_specification_is_refused_and_nothing_is_appended(evidence, workspace, tmp_path, text, words):
@@ -239,3 +253,116 @@ def test_the_installed_command_runs_and_every_command_has_help():
         )
         assert done.returncode == 0
         assert "Usage" in done.stdout
+
+
+# -- constraints -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "constraint"),
+    [
+        ("a + 2 b <= 3", Linear({"a": 1, "b": 2}, upper=3)),
+        ("a - b = 0", Linear({"a": 1, "b": -1}, equal=0)),
+        ("a == b + 1", Linear({"a": 1, "b": -1}, equal=1)),
+        ("0 <= a + b <= 1", Linear({"a": 1, "b": 1}, 0, 1)),
+        ("1 ≥ a+b ≥ -1.5e-3", Linear({"a": 1, "b": 1}, -0.0015, 1)),
+        ("2*a − .5b ≥ 1e3", Linear({"a": 2, "b": -0.5}, lower=1000)),
+        ("-a <= -2", Linear({"a": -1}, upper=-2)),
+        ("3 >= a", Linear({"a": 1}, upper=3)),
+        ("1 + a <= 2 b + 3 + a", Linear({"b": -2}, upper=2)),
+        ("0 <= a + 1 <= 3", Linear({"a": 1}, -1, 2)),
+        ("a + a <= 1", Linear({"a": 2}, upper=1)),
+        ("  Ω_m+x[1]  <=1", Linear({"Ω_m": 1, "x[1]": 1}, upper=1)),
+        ("x-y - 2nd <= 1", Linear({"x-y": 1, "2nd": -1}, upper=1)),
+    ],
+)
+def test_a_linear_constraint_is_written_as_people_do(text, constraint):
+    names = ["a", "b", "Ω_m", "x[1]", "x", "x-y", "2nd"]
+    assert parse_constraint(text, names) == constraint
+    assert parse_constraint(str(constraint), names) == constraint  # what is printed can be typed
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "a", "a <", "a < 1", "<= 1", "a b <= 1", "a <= b <= 1", "1 <= 2", "0 <= a >= 1", "a = b = c", "0 = a = 0", "a + <= 1",
+     "a * b <= 1", "a ** 2 <= 1", "(a) <= 1", "a - a <= 1", "1 <= a <= 0", "a <= 1e999", "a + + b <= 1", "a <= 1 1", "a 2 <= 1",
+     "a <= 1 <= 2 <= 3", "a <= [1]", "a; b <= 1", "a => 1"],
+)  # fmt: skip
+def test_what_is_no_linear_constraint_is_refused(text):
+    with pytest.raises(ParameterError):
+        parse_constraint(text)
+
+
+CONSTRAINED = """
+[[parameter]]
+name = "f"
+[[parameter]]
+name = "g"
+[[parameter]]
+name = "S"
+[[constraint]]
+kind = "simplex"
+name = "parts"
+parameters = ["f", "g"]
+[[constraint]]
+kind = "ball"
+parameters = ["S", "f"]
+radius = 2
+"""
+
+
+def test_a_workspace_is_made_with_constraints_and_lists_them(evidence, tmp_path):
+    (tmp_path / "parameters.toml").write_text(CONSTRAINED)
+    arguments = (
+        "-p",
+        "x-y = Uniform(0, 1)",
+        "--from",
+        tmp_path / "parameters.toml",
+        "-c",
+        "x-y + 2 S <= 1.5",
+        "--constraint",
+        "S >= -1",
+    )
+    status, out, _ = evidence("init", tmp_path / "w", *arguments)
+    assert status == 0
+    assert "4 parameters, 4 constraints" in out
+    made = Registry.open(tmp_path / "w")
+    assert made.parameters.constraints == (
+        Linear({"x-y": 1, "S": 2}, upper=1.5),
+        Linear({"S": 1}, lower=-1),
+        Simplex(["f", "g"], name="parts"),
+        Ball(["S", "f"], 2),
+    )
+    _, out, _ = evidence("list", "-w", tmp_path / "w")
+    rows = [line.split() for line in out[out.index("constraints") :].splitlines()]
+    assert ["f", "+", "g", "=", "1,", "each", "≥", "0", "simplex", "parts"] in rows
+    assert ["x-y", "+", "2", "S", "≤", "1.5", "linear"] in rows
+    listed = json.loads(evidence("list", "-w", tmp_path / "w", "--json")[1])
+    assert listed["constraints"] == [c.to_toml() for c in made.parameters.constraints]
+    assert evidence("verify", "-w", tmp_path / "w")[1].startswith("verified: 4 parameters, 4 constraints, 0 plugins")
+
+
+def test_without_constraints_nothing_is_said_of_them(evidence, workspace):
+    assert "constraints" not in evidence("list", "-w", workspace)[1]
+    assert json.loads(evidence("list", "-w", workspace, "--json")[1])["constraints"] == []
+
+
+def test_a_specification_brings_constraints_along(evidence, workspace, tmp_path):
+    (tmp_path / "more.toml").write_text(
+        'factory = "modalities:Constraint"\n[configuration]\nparameter_names = ["nu"]\nsd = [0.5]\n'
+        '[[parameter]]\nname = "nu"\n'
+        '[[constraint]]\nname = "tie"\nkind = "linear"\ncoefficients = {mu = 1, nu = -1}\nequal = 0\n'
+    )
+    assert evidence("append", "more", tmp_path / "more.toml", "-w", workspace)[0] == 0
+    made = Registry.open(workspace)
+    assert made.parameters.constraints == (Linear({"mu": 1, "nu": -1}, equal=0, name="tie"),)
+    assert evidence("append", "more2", tmp_path / "more.toml", "-w", workspace)[0] == 0  # it is there already
+    assert len(Registry.open(workspace).parameters.constraints) == 1
+
+
+def test_a_misspelt_table_is_not_taken_for_none(evidence, tmp_path):
+    (tmp_path / "parameters.toml").write_text(CONSTRAINED.replace("[[constraint]]", "[[constraints]]"))
+    status, _, err = evidence("init", tmp_path / "w", "--from", tmp_path / "parameters.toml")
+    assert status == 2
+    assert "unknown fields ['constraints']" in err
+    assert not (tmp_path / "w").exists()

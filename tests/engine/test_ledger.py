@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import engine
+from engine import Ball, Linear, Simplex
 from engine.entries import HEADER
 from engine.errors import ParameterError, RegistryError, TamperedError, UnknownPluginError
-from engine.ledger import Ledger
+from engine.ledger import ConstraintEntry, Ledger
 from engine.modality import Modality
 from engine.parameters import Parameter
 from engine.plugin import read_plugin, write_plugin
@@ -71,7 +72,7 @@ def test_a_ledger_says_what_was_appended(workspace):
     assert [text[entry.line - 1] for entry in ledger.entries] == ["[[parameter]]"] * 2 + ["[[plugin]]"] * 3
     assert ledger.read(new, read_plugin).slope == 3.0
     found = ledger.verify()
-    assert (found.parameters, found.plugins, found.superseded) == (2, 2, 1)
+    assert (found.parameters, found.constraints, found.plugins, found.superseded) == (2, 0, 2, 1)
     assert found.files == sum(f.is_file() for f in (workspace / "plugins").rglob("*"))
 
 
@@ -375,3 +376,158 @@ def test_a_reader_never_sees_a_folder_that_is_not_there(workspace):
         done.set()
         reader.join()
     assert not failures
+
+
+# -- constraints -----------------------------------------------------------------------------------------------
+
+BELOW = Linear({"mu": 1, "nu": 1}, upper=5)
+NEAR = Ball(["mu", "nu"], 4, name="near")
+
+
+@pytest.fixture
+def constrained(workspace):
+    """Two parameters, three plugins, then a constraint, a plugin that brings along another one, and a third."""
+    ledger = Ledger.open(workspace).append(constraints=[BELOW])
+    ledger = ledger.append([Parameter("tau", unit="s")], ("late", writer(Line(5.0))), constraints=[NEAR])
+    ledger.append([Parameter("rho")], constraints=[Linear({"tau": 1, "rho": -1}, equal=1, name="tie")])
+    return workspace
+
+
+def test_a_ledger_keeps_constraints_with_the_parameters(constrained):
+    ledger = Ledger.open(constrained)
+    assert ledger.parameters.names == ("mu", "nu", "tau", "rho")
+    assert [c.name for c in ledger.parameters.constraints] == ["mu + nu ≤ 5", "near", "tie"]
+    assert ledger.parameters.constraints[:2] == (BELOW, NEAR)
+    assert ledger.verify().constraints == 3
+    text = (constrained / "registry.toml").read_text().splitlines()
+    kinds = {e.line: type(e).__name__.removesuffix("Entry").lower() for e in ledger.entries}
+    assert all(text[line - 1] == f"[[{kind}]]" for line, kind in kinds.items())
+    assert list(kinds.values())[5:] == [
+        "constraint",
+        "parameter",
+        "constraint",
+        "plugin",
+        "parameter",
+        "constraint",
+    ]
+
+
+def test_every_state_of_the_past_has_the_constraints_that_it_had(constrained):
+    ledger = Ledger.open(constrained)
+    for count in range(len(ledger.entries) + 1):
+        past = ledger.at(Ledger(constrained, b"", ledger.entries[:count]).digest)
+        assert past.parameters.constraints == tuple(
+            e.constraint for e in ledger.entries[:count] if isinstance(e, ConstraintEntry)
+        )
+        assert past.parameters.names == Ledger(constrained, b"", ledger.entries[:count]).parameters.names
+    with pytest.raises(RegistryError, match="view of the past"):
+        ledger.at(Ledger(constrained, b"", ledger.entries[:5]).digest).append(constraints=[BELOW])
+
+
+def test_a_constraint_that_is_there_is_left_out_and_another_meaning_of_its_name_is_refused(constrained):
+    ledger = Ledger.open(constrained)
+    again = [Linear({"nu": -1, "mu": -1}, lower=-5, name="other"), Ball(["nu", "mu"], 4), BELOW]
+    assert ledger.append(constraints=again)._data == ledger._data
+    with pytest.raises(ParameterError) as caught:
+        ledger.append(constraints=[Ball(["mu", "nu"], 3, name="near")])
+    for words in (
+        "'near' is ‖(mu, nu)‖ ≤ 4 in entry 8 of registry.toml",
+        "‖(mu, nu)‖ ≤ 3 in this append",
+        "one meaning",
+    ):
+        assert words in str(caught.value)
+    twice = [Linear({"rho": 1}, upper=9, name="x"), Linear({"rho": 1}, upper=8, name="x")]
+    with pytest.raises(ParameterError, match="'x' is rho ≤ 9 in this append and rho ≤ 8 in this append"):
+        ledger.append(constraints=twice)
+    assert Ledger.open(constrained)._data == ledger._data
+
+
+@pytest.mark.parametrize(
+    ("constraints", "words"),
+    [
+        ([Linear({"mu": 1}, lower=6), Linear({"nu": 1}, lower=0)], "no θ satisfies these together: .*'6 ≤ mu'"),
+        ([Linear({"mu": 1, "nu": 1}, lower=5)], "leave θ no room to move in: 'mu . nu ≤ 5', '5 ≤ mu . nu'"),
+        ([Linear({"mu": 1, "kappa": 1}, lower=5)], "ties 'kappa', which nobody declares; there are mu, nu, tau, rho"),
+        (["mu + nu <= 3"], "a constraint is a Linear, Simplex, PositiveSemidefinite or Ball, got str"),
+    ],
+)
+@pytest.mark.parametrize("with_plugin", [False, True])
+def test_constraints_that_cannot_be_are_refused_and_nothing_is_written(constrained, constraints, words, with_plugin):
+    ledger = Ledger.open(constrained)
+    before = sorted(constrained.rglob("*"))
+    plugin = ("new", writer(Line())) if with_plugin else None
+    with pytest.raises(ParameterError, match=words):
+        ledger.append([Parameter("extra")] if "kappa" not in words else [], plugin, constraints=constraints)
+    assert Ledger.open(constrained)._data == ledger._data
+    assert sorted(constrained.rglob("*")) == before
+
+
+def test_a_new_workspace_that_cannot_be_leaves_no_folder(tmp_path):
+    with pytest.raises(ParameterError, match="no θ satisfies"):
+        Ledger.create(tmp_path / "w", [Parameter("a", bounds=(0, 1))], [Linear({"a": 1}, lower=2)])
+    with pytest.raises(ParameterError, match="'b', which nobody declares"):
+        Ledger.create(tmp_path / "w", [Parameter("a")], [Linear({"a": 1, "b": 1}, lower=2)])
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_constraint_takes_part_in_the_digest_whatever_came_first(tmp_path):
+    plugin = tmp_path / "plugin"
+    write_plugin(plugin, Line())
+    steps = {
+        "plugin": {"plugin": ("a", lambda folder: shutil.copytree(plugin, folder))},
+        "parameter": {"parameters": [Parameter("nu")]},
+        "first": {"constraints": [Linear({"mu": 1, "tau": 2}, upper=1)]},
+        "second": {"constraints": [Simplex(["rho", "sigma"])]},
+    }
+    seen = set()
+    for k, order in enumerate(itertools.permutations(steps)):
+        ledger = Ledger.create(tmp_path / str(k), [Parameter(n) for n in ("mu", "tau", "rho", "sigma")])
+        for step in order:
+            before = ledger.digest
+            ledger = ledger.append(**steps[step])
+            assert ledger.digest != before
+        seen.add(ledger.digest)
+    assert len(seen) == 1
+
+
+def test_every_changed_byte_of_a_constraint_is_found_and_named(constrained):
+    file = constrained / "registry.toml"
+    data = file.read_bytes()
+    start = data.index(b"[[constraint]]")
+    for at in range(start, data.index(b"\n\n", start)):
+        file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        with pytest.raises(TamperedError, match="entry 6 "):
+            Ledger.open(constrained)
+    file.write_bytes(data.replace(b"upper = 5.0", b"upper = 6.0"))
+    with pytest.raises(
+        TamperedError, match=r"entry 6 \(constraint 'mu \+ nu ≤ 5'\) of registry.toml, line \d+, was changed"
+    ):
+        Ledger.open(constrained)
+
+
+@pytest.mark.parametrize("removed", [5, 7, 10])
+def test_a_removed_constraint_is_found(constrained, removed):
+    file = constrained / "registry.toml"
+    ledger = Ledger.open(constrained)
+    pieces = blocks(file.read_bytes())
+    assert pieces[removed].startswith(b"\n[[constraint]]")
+    del pieces[removed]
+    file.write_bytes(HEADER + b"".join(pieces))
+    if removed < 10:  # the last one can be cut off: only what was read before, or a digest, tells
+        with pytest.raises(TamperedError, match="one before it was removed or moved"):
+            Ledger.open(constrained)
+    else:
+        assert Ledger.open(constrained).digest != ledger.digest
+    with pytest.raises(TamperedError):
+        ledger.verify()
+    with pytest.raises(TamperedError):
+        ledger.append([Parameter("z")])
+
+
+def test_two_processes_that_constrain_at_once_are_checked_together(workspace):
+    """A ledger that was opened before another append refuses what conflicts with that append."""
+    stale = Ledger.open(workspace)
+    Ledger.open(workspace).append(constraints=[BELOW])
+    with pytest.raises(ParameterError, match=r"no θ satisfies these together: 'mu . nu ≤ 5', '6 ≤ mu . nu'"):
+        stale.append(constraints=[Linear({"mu": 1, "nu": 1}, lower=6)])
+    assert len(stale.append(constraints=[NEAR]).parameters.constraints) == 2

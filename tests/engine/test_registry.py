@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,13 +14,17 @@ from torch.distributions import Categorical as Index
 from torch.distributions import Normal, Uniform
 
 from engine import (
+    Ball,
+    Linear,
     Modality,
     ModalityError,
     ObservationError,
     Parameter,
     ParameterError,
+    PositiveSemidefinite,
     Registry,
     RegistryError,
+    Simplex,
     TamperedError,
     UnknownPluginError,
 )
@@ -275,3 +280,85 @@ def test_comparing_hypotheses_through_the_registry(registry):
     result = registry.compare(X, {"nu": 0.0})
     fit, fixed = registry.estimate(X), registry.estimate(X, fixed={"nu": 0.0})
     assert result.log_ratio == pytest.approx(fit.log_evidence - fixed.log_evidence, rel=1e-9)
+
+
+# -- constraints -----------------------------------------------------------------------------------------------
+
+
+def test_constraints_come_with_the_workspace_with_a_plugin_or_alone(tmp_path):
+    low, disc, half = Linear({"mu": 1}, lower=1), Ball(["mu", "nu"], 3), Linear({"mu": 1, "nu": 1}, upper=2)
+    made = Registry.create(tmp_path / "w", PARAMETERS, [low])
+    made.append("prior_study", Constraint("nu", sd=0.5), constraints=[disc])
+    (entry,) = made.constrain(half, low)
+    assert entry.constraint == half
+    assert made.constrain(low) == ()
+    assert made.parameters.constraints == (low, disc, half)
+    assert Registry.open(made.path).parameters == made.parameters
+    assert Registry.open(made.path).digest == made.digest
+
+
+def test_each_answer_of_the_past_keeps_the_constraints_of_its_time(registry):
+    digests, spaces = [registry.digest], [registry.parameters]
+    for constraint in (Linear({"mu": 1, "nu": 1}, upper=2), Ball(["mu", "nu"], 3)):
+        registry.constrain(constraint)
+        digests.append(registry.digest)
+        spaces.append(registry.parameters)
+    assert len(set(digests)) == 3
+    for digest, space in zip(digests, spaces, strict=True):
+        past = Registry.open(registry.path).at(digest)
+        assert past.parameters == space
+        with pytest.raises(RegistryError, match="view of the past"):
+            past.constrain(Linear({"mu": 1}, upper=9))
+    theta = torch.tensor([[1.5, 1.0]], dtype=torch.float64)
+    inside = [float(registry.at(d).log_evidence(X, theta, prior=True)[0]) > -math.inf for d in digests]
+    assert inside == [True, False, False]
+
+
+def test_a_query_evaluates_nothing_that_the_constraints_forbid_to_the_prior(registry):
+    registry.constrain(Linear({"mu": 1, "nu": 1}, upper=2))
+    theta = torch.tensor([[1.0, 0.9], [1.0, 1.1]], dtype=torch.float64)
+    with_prior = registry.log_evidence(X, theta, prior=True)
+    assert torch.isfinite(with_prior).tolist() == [True, False]
+    assert bool(torch.isfinite(registry.log_evidence(X, theta)).all())
+
+
+class Spread(Modality):
+    """Points with an unknown covariance; it cannot be evaluated where that is none."""
+
+    def __init__(self, parameter_names=("v", "c", "w")):
+        super().__init__(parameter_names, (2,))
+
+    def log_evidence(self, x, theta):
+        v, c, w = theta.unbind(-1)
+        matrix = torch.stack([torch.stack([v, c], -1), torch.stack([c, w], -1)], -2)
+        return torch.distributions.MultivariateNormal(torch.zeros(2, dtype=theta.dtype), matrix).log_prob(x)
+
+
+def test_a_plugin_is_tried_where_its_constraints_allow(tmp_path):
+    parameters = [
+        Parameter("v", Uniform(0.1, 2.0)),
+        Parameter("c", Normal(5.0, 1.0)),
+        Parameter("w", Uniform(0.1, 2.0)),
+    ]
+    data = torch.tensor([[0.3, 0.4], [1.0, -0.2], [-0.5, 0.1]])
+    made = Registry.create(tmp_path / "w", parameters)
+    with pytest.raises(ModalityError, match="'points' raised"):
+        made.append("points", Spread(), observations=data)
+    made.append("points", Spread(), constraints=[PositiveSemidefinite([["v", "c"], ["c", "w"]])], observations=data)
+    assert float(made.log_evidence({"points": data}, made.parameters.interior[None])[0]) > -math.inf
+
+
+def test_a_constraint_that_cannot_be_is_refused_with_its_plugin(registry):
+    before = (registry.path / "registry.toml").read_bytes()
+    for constraints in (
+        [Linear({"mu": 1}, lower=11)],
+        [Simplex(["mu", "pi"])],
+        [Linear({"mu": 1}, upper=1, name="x"), Linear({"mu": 1}, upper=2, name="x")],
+    ):
+        for observations in (None, torch.tensor([[0.9]])):
+            with pytest.raises(ParameterError):
+                registry.append("more", Constraint("nu"), constraints=constraints, observations=observations)
+        with pytest.raises(ParameterError):
+            registry.constrain(*constraints)
+    assert (registry.path / "registry.toml").read_bytes() == before
+    assert "more" not in registry.plugins

@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 
 import numpy as np
 import pytest
@@ -85,7 +86,8 @@ def failed(report):
 def test_a_correct_modality_passes_every_check(modality):
     report = check(modality, simulations=20_000, raises=True)
     assert report.passed
-    assert [found.name for found in report.checks if found.passed is None] == ["save and load"]
+    unsaid = ["closed form", "concave", "save and load"]
+    assert [found.name for found in report.checks if found.passed is None] == unsaid
 
 
 @pytest.mark.parametrize("modality", [curved(), Counts()], ids=["curved", "counts"])
@@ -577,6 +579,187 @@ def test_float32_weights_come_back_from_the_folder():
     assert report["save and load"].passed
 
 
+# ---- closed derivatives and claims of concavity
+
+
+class Closed(Curved):
+    """Curved with its derivatives, which ``change`` may spoil; what of them depends on x alone is prepared."""
+
+    change = None
+
+    def prepare(self, x):
+        return (x / self.sd**2,)
+
+    def derivatives(self, x, theta, scaled=None):
+        a, b = theta[..., 0], theta[..., 1]
+        one, zero, e = torch.ones_like(a), torch.zeros_like(a), (0.3 * a).exp()
+        slope = torch.stack(
+            [torch.stack([one, 0.6 * b], -1), torch.stack([one, b.cos()], -1), torch.stack([0.3 * b * e, e], -1)], -2
+        )
+        aa = torch.stack([zero, zero, 0.09 * b * e], -1)
+        ab = torch.stack([zero, zero, 0.3 * e], -1)
+        bb = torch.stack([0.6 * one, -b.sin(), zero], -1)
+        w = (x / self.sd**2 if scaled is None else scaled) - self.mean(theta) / self.sd**2
+        bend = torch.stack([(w * v).sum(-1) for v in (aa, ab, ab, bb)], -1).unflatten(-1, (2, 2))
+        fisher = slope.mT @ (slope / self.sd[:, None] ** 2)
+        found = self.log_evidence(x, theta), (w[..., None, :] @ slope)[..., 0, :], fisher - bend
+        return found if self.change is None else self.change(*found, fisher)
+
+
+def spoilt(change, cls=Closed):
+    modality = curved(type("Spoilt", (cls,), {"change": staticmethod(change)}))
+    return check(modality, simulations=0)
+
+
+def test_a_correct_closed_form_passes_with_what_it_prepares():
+    report = check(curved(Closed), save=True, raises=True)
+    assert report["closed form"].passed
+    assert "at 18 pairs, with prepare too" in report["closed form"].detail
+
+
+SPOILT = {
+    "sign": (lambda s, u, J, fisher: (s, -u, J), "the closed score.*-1 times that"),
+    "factor 2": (lambda s, u, J, fisher: (s, 2.0 * u, J), "the closed score.*2 times that"),
+    "no bend": (lambda s, u, J, fisher: (s, u, fisher.expand_as(J)), "the closed information"),
+    "Hessian": (lambda s, u, J, fisher: (s, u, -J), "the closed information.*-1 times that"),
+    "value": (lambda s, u, J, fisher: (s + 1.0, u, J), "the closed scalar must be that of log_evidence"),
+    "NaN": (lambda s, u, J, fisher: (s, u, J * math.nan), "the closed information.*got nan"),
+    "first score for all": (lambda s, u, J, fisher: (s, u.reshape(-1, 2)[0].expand_as(u), J), "the closed score"),
+    "swapped axes": (lambda s, u, J, fisher: (s, u.transpose(0, -1), J), "must broadcast to"),
+    "diagonal": (lambda s, u, J, fisher: (s, u, J.diagonal(dim1=-2, dim2=-1)), "the closed information must broadcast"),
+    "summed": (lambda s, u, J, fisher: (s.sum(-1), u, J), "the closed scalar must broadcast"),
+    "half": (lambda s, u, J, fisher: (s, u.half(), J), "must return float32 or float64, got torch.float16"),
+    "a pair": (lambda s, u, J, fisher: (s, u), "must return three tensors"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), SPOILT.values(), ids=SPOILT)
+def test_a_wrong_closed_form_fails_its_check_alone(change, words):
+    report = spoilt(change)
+    assert failed(report) == ["closed form"]
+    assert re.search(words, report["closed form"].detail), report["closed form"].detail
+
+
+class Forgetful(Closed):
+    def prepare(self, x):
+        return (1.01 * super().prepare(x)[0],)
+
+
+class Averaged(Closed):
+    def prepare(self, x):
+        return ((x / self.sd**2).mean((0, 1)),)
+
+
+class Looking(Closed):
+    def stack_key(self):
+        return "looking"
+
+    def derivatives(self, x, theta, scaled=None):
+        return super().derivatives(x, theta) if bool((theta > -99.0).all()) else None
+
+
+@pytest.mark.parametrize(
+    ("cls", "words"),
+    [
+        (Forgetful, "must be the same after prepare"),
+        (Averaged, "prepare must return a tuple of tensors"),
+        (Looking, "under torch.func.vmap"),
+    ],
+)
+def test_a_closed_form_must_not_depend_on_how_it_is_called(cls, words):
+    report = check(curved(cls), simulations=0)
+    assert failed(report) == ["closed form"]
+    assert words in report["closed form"].detail
+
+
+class Rescored(Closed):
+    def log_evidence(self, x, theta):
+        return super().log_evidence(x, theta) - theta[..., 0] ** 2
+
+
+def test_a_closed_form_of_another_scalar_is_not_judged_because_it_is_not_used():
+    report = check(curved(Rescored), simulations=0)
+    assert report["closed form"].passed is None
+    assert "log_evidence is differentiated" in report["closed form"].detail
+
+
+class Line(Curved):
+    """Linear in θ: concave."""
+
+    concave = True
+
+    def mean(self, theta):
+        a, b = theta[..., 0], theta[..., 1]
+        return torch.stack([a + b, a - 2.0 * b, 3.0 * b], -1)
+
+
+class Bent(Curved):
+    concave = True
+
+
+class Convex(Line):
+    concave = True
+
+    def log_evidence(self, x, theta):
+        return -super().log_evidence(x, theta)
+
+
+class Saddle(Line):
+    concave = True
+
+    def log_evidence(self, x, theta):
+        return super().log_evidence(x, theta) + 3.5 * theta[..., 0] ** 2
+
+
+class Island(Line):
+    """Concave on two islands, impossible in between: two maxima."""
+
+    concave = True
+
+    def log_evidence(self, x, theta):
+        return torch.where(theta[..., 0].abs() < 0.3, -math.inf, super().log_evidence(x, theta))
+
+
+class HeavyTails(Line):
+    concave = True
+
+    def log_evidence(self, x, theta):
+        return -2.0 * torch.log1p(((x - self.mean(theta)) / self.sd) ** 2).sum(-1)
+
+
+def test_a_true_claim_of_concavity_passes():
+    report = check(curved(Line), simulations=0)
+    assert report["concave"].passed
+    assert "no negative eigenvalue" in report["concave"].detail
+    assert check(Counts(), simulations=0)["concave"].passed is None
+
+
+@pytest.mark.parametrize("cls", [Bent, Convex, Saddle, Island, HeavyTails])
+def test_a_false_claim_of_concavity_fails(cls):
+    for seed in range(5):
+        report = check(curved(cls), simulations=0, seed=seed)
+        assert failed(report) == ["concave"]
+        assert "leave concave False" in report["concave"].detail
+
+
+class Spiked(Modality):
+    """Its chords are fine, its second derivative is not: the eigenvalue tells."""
+
+    concave = True
+
+    def __init__(self, parameter_names=("a",)):
+        super().__init__(parameter_names=parameter_names)
+
+    def log_evidence(self, x, theta):
+        a = theta[..., 0]
+        return -((x - a) ** 2) + 1e-9 * torch.cos(1e5 * a)
+
+
+def test_a_negative_eigenvalue_is_found_where_chords_are_too_coarse():
+    report = check(Spiked(), [[0.5], [2.0]], x=[0.3, -1.0], simulations=0)
+    assert "no eigenvalue < 0" in report["concave"].detail
+
+
 # ---- the report and the arguments
 
 
@@ -584,7 +767,7 @@ def test_a_failure_raises_an_error_that_lists_every_failing_check():
     with pytest.raises(ContractError) as caught:
         check(curved(Doubled), raises=True)
     message = str(caught.value)
-    assert message.startswith("Doubled breaks the contract in 2 of 14 checks:")
+    assert message.startswith("Doubled breaks the contract in 2 of 16 checks:")
     assert "- second Bartlett identity: E[u uᵀ + ∇u] must be 0" in message
     assert "- expected information: " in message
     assert isinstance(caught.value, AssertionError)

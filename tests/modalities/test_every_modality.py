@@ -2,11 +2,15 @@
 
 import copy
 import math
+from collections import defaultdict
 
 import pytest
 import torch
 from torch import nn
 
+from engine.observations import Observations
+from engine.parameters import Parameter, ParameterSpace
+from engine.terms import Term
 from modalities import Categorical, Constraint, Gaussian, PoissonCounts, StudentT
 
 F64 = torch.float64
@@ -277,3 +281,150 @@ def test_a_tensor_that_was_passed_can_be_changed_without_changing_the_modality()
     before = modality(torch.zeros(1), torch.zeros(1)).item()
     sd.fill_(3.0)
     assert modality(torch.zeros(1), torch.zeros(1)).item() == before
+
+
+# ---- closed derivatives
+
+MORE = {
+    "gaussian missing theta": Gaussian(parameter_names=NAMES, covariance=[[1.0, 0.5], [0.5, 2.0]], missing=True),
+    "gaussian missing theta sd": Gaussian(parameter_names=NAMES, sd=[0.5, 2.0], missing=True),
+    "student missing": StudentT(parameter_names=NAMES, scale=[0.5, 2.0], df=[1.0, 4.0], missing=True),
+    "student scalar": StudentT(parameter_names=("a",), scale=0.5, df=2.0, event_shape=()),
+    "poisson factors": PoissonCounts(background={"a": [5.0, 0.0], "b": [9.0, 3.0]}, scale={"k": "a", "l": "b"}),
+    "poisson shape": PoissonCounts(
+        background={"a": [5.0, 7.0], "b": [9.0, 3.0]},
+        strength=None,
+        scale={"k": "a"},
+        shape={"h": {"b": ([8.0, 2.0], [10.0, 4.0])}, "j": {"b": ([9.5, 2.0], [8.5, 4.0])}},
+    ),
+    "poisson per bin": PoissonCounts(signal=[3.0, 2.0], background=[9.0, 4.0], per_bin={"background": ["g0", "g1"]}),
+    "poisson one name": PoissonCounts(background={"a": [5.0], "b": [9.0], "c": [2.0]}, scale={"k": ["a", "b"]}),
+    "poisson many": PoissonCounts(
+        background={f"s{i}": [1.0 + i + j for j in range(50)] for i in range(100)},
+        scale={f"k{i}": f"s{i}" for i in range(100)},
+    ),
+}
+CLOSED = {name: case[0] for name, case in CASES.items()} | MORE
+CLOSED = {name: modality for name, modality in CLOSED.items() if modality.has_derivatives}
+
+
+def test_these_modalities_write_their_derivatives_down():
+    assert set(CLOSED) == {
+        *MORE,
+        "gaussian theta sd",
+        "gaussian theta covariance",
+        "gaussian scalar",
+        "poisson",
+        "constraint normal",
+        "constraint covariance",
+        "constraint lognormal",
+        "constraint poisson",
+        "student theta",
+    }
+
+
+def terms(modality, count, n):
+    """A term of ``count`` copies, their θ (count, 6, P) and data (count, 6, n, *event) with some gaps."""
+    names, size = [f"p{i}" for i in range(count)], len(modality.parameter_names)
+    generator = torch.Generator().manual_seed(0)
+    theta = 0.4 + torch.rand(count, 6, size, generator=generator, dtype=F64)
+    x = torch.stack([modality.simulate(t[:, None].expand(6, n, size), generator) for t in theta])
+    if modality.allows_missing:
+        x = torch.where(torch.rand(x.shape, generator=generator) < 0.3, math.nan, x)
+    space = ParameterSpace([Parameter(name) for name in modality.parameter_names])
+    data = Observations(
+        {k: v[0] for k, v in zip(names, x, strict=True)}, defaultdict(lambda: modality, dict.fromkeys(names, modality))
+    )
+    return Term(names, [copy.deepcopy(modality) for _ in names], space, data), theta, x
+
+
+def assert_closed(term, x, theta, mask=None):
+    closed = term._block_derivatives(x, theta, mask)
+    term.closed = False
+    automatic = term._block_derivatives(x, theta, mask)
+    value = term.block_value(x, theta, mask)
+    term.closed = True
+    for found, expected in zip(closed, automatic, strict=True):
+        assert bool(torch.isfinite(expected).all())
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13 * (1.0 + float(expected.abs().max())))
+    torch.testing.assert_close(term.block_value(x, theta, mask), value, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("name", CLOSED)
+def test_closed_derivatives_are_those_of_the_scalar(name, count, n):
+    """For one data set and for one each, in a stack and alone, with entries missing and observations masked."""
+    term, theta, x = terms(CLOSED[name], count, n)
+    assert term.closed
+    assert_closed(term, x[:, :1], theta)
+    assert_closed(term, x, theta)
+    mask = torch.rand(count, 6, n, generator=torch.Generator().manual_seed(1)) > 0.4
+    mask[:, 1] = False
+    x = torch.where(mask.reshape(*mask.shape, *[1] * (x.dim() - 3)), x, -math.inf)
+    assert_closed(term, x, theta, mask)
+    assert_closed(term, x[:, :1], theta, mask[:, :1])
+
+
+def test_closed_derivatives_of_large_and_small_counts_keep_their_digits():
+    """Rates from 1e-12 to 1e12; where n is near ν, what n − ν has lost is lost."""
+    nu = torch.logspace(-12, 12, 25, dtype=F64)
+    for n in (nu, 1.0 + nu.round(), nu + 3.0 * nu.sqrt(), torch.zeros_like(nu), 1e-3 * nu, 1e3 * nu):
+        counts = PoissonCounts(signal=[1.0], strength="k")
+        s, u, J = counts.derivatives(n[:, None], nu[:, None])
+        assert torch.allclose(u[:, 0], (n - nu) / nu, rtol=1e-15, atol=0.0)
+        assert torch.allclose(J[:, 0, 0], n / nu**2, rtol=1e-14, atol=0.0)
+        value = counts(n[:, None], nu[:, None])
+        assert bool(((s - value).abs() <= 1e-12 * (1.0 + value.abs()) + 1e-15 * (n - nu).abs()).all())
+
+
+@pytest.mark.parametrize("stack", [1, 2])
+@pytest.mark.parametrize(
+    ("modality", "x", "theta"),
+    [
+        (PoissonCounts(signal=[5.0, 9.0], background=[5.0, 4.0]), [[3.0, 0.0]], [-1.0, -0.5, -0.4444444444444444, 0.0]),
+        (PoissonCounts(signal=[5.0, 9.0]), [[0.0, 0.0], [0.0, 2.0]], [0.0, 1.0, -1.0, 1e-310]),
+        (PoissonCounts(signal=[0.0, 9.0]), [[0.0, 0.0], [0.0, 2.0]], [0.0, 1.0, -1.0]),
+        (Constraint("a", kind="poisson"), [[0.0], [3.0]], [-1.0, 0.0, 1e-200, 1.0]),
+        (Constraint("a", kind="lognormal"), [[1.0], [3.0]], [-1.0, 0.0, 1.0]),
+    ],
+)
+def test_where_theta_is_impossible_closed_derivatives_are_what_they_are_by_differentiation(modality, x, theta, stack):
+    x = torch.tensor(x, dtype=F64).expand(stack, 1, -1, -1)
+    theta = torch.tensor(theta, dtype=F64)[:, None].expand(stack, -1, 1)
+    space = ParameterSpace([Parameter(modality.parameter_names[0])])
+    names = [f"p{i}" for i in range(stack)]
+    data = dict.fromkeys(names, x[0, 0])
+    known = Observations(data, dict.fromkeys(names, modality), allow_identical=True)
+    term = Term(names, [copy.deepcopy(modality) for _ in names], space, known)
+    closed = term._block_derivatives(x, theta)
+    term.closed = False
+    automatic = term._block_derivatives(x, theta)
+    for found, expected in zip(closed, automatic, strict=True):
+        assert not bool(found.isnan().any())
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(closed[0] == -math.inf, automatic[0] == -math.inf)
+    assert bool((closed[0] == -math.inf).any())
+
+
+def test_they_say_truly_whether_they_are_concave():
+    concave = {name for name, (modality, _) in CASES.items() if modality.concave}
+    assert concave == {
+        "gaussian theta sd",
+        "gaussian theta covariance",
+        "gaussian scalar",
+        "poisson",
+        "constraint normal",
+        "constraint covariance",
+        "constraint poisson",
+    }
+    assert all(MORE[name].concave == (not name.startswith("student")) for name in MORE)
+    a, b = {"a": [5.0], "b": [9.0]}, {"b": ([8.0], [10.0])}
+    bent = [
+        PoissonCounts(background=a, normalisation={"h": b | {"b": (0.9, 1.1)}}),
+        PoissonCounts(background=a, shape={"h": {"b": ([8.0], [11.0])}}),
+        PoissonCounts(background=a, scale={"k": "a", "l": "a"}),
+        PoissonCounts(background=a, scale={"k": "b"}, shape={"h": b}),
+        PoissonCounts(signal=[1.0], background=a, per_bin={"signal": ["g"]}),
+    ]
+    assert not any(modality.concave or modality.has_derivatives for modality in bent)
