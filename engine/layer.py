@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -219,7 +219,7 @@ class EstimationLayer(nn.Module):
         while True:
             g = self._score(at, rows, modalities, live, part.mask)
             if turn == 0 and bool(_differs(g.detach(), found.score[rows], face.unit)):
-                self._blame(at, rows, modalities, part)
+                _refuse_change(modalities)
             J, release = _convex(J, face)
             move, solved = argmax(J, g, own.about(at), failed=self.failed)
             move = move if release is None else (release @ move[:, :, None])[:, :, 0]
@@ -332,26 +332,6 @@ class EstimationLayer(nn.Module):
                     f"{how} {float(seen[k]):.9g}{_culprits(modality)}; call layer.eval() first, or make it deterministic"
                 )
 
-    def _blame(self, theta: Tensor, rows: Tensor, modalities: Mapping[str, Modality], part: Part) -> None:
-        """Name the plugin whose score is not what it was. ModalityError."""
-        for name in part.x:
-            term = Term([name], [modalities[name]], self.space, {})  # pyright: ignore[reportArgumentType]
-            x, mask, local = part.x[name][rows].to(term.dtype), part.mask[name], theta[:, term.index[0]]
-            mask = None if mask is None else mask[rows][None]
-            _, before, J, _ = term._block_derivatives(x[None], local[None], mask)
-            own = Part({name: part.x[name]}, {name: part.mask[name]}, part.count)
-            score = self._score(theta, rows, modalities, own.x, own.mask, prior=False)[:, term.index[0]].detach()
-            unit = J[0].diagonal(dim1=-2, dim2=-1).abs().clamp_min(1e-300).rsqrt()
-            if bool(_differs(score, before[0], unit)) and modalities[name].has_derivatives:
-                raise ModalityError(
-                    f"the scalar of plugin '{name}' and its derivatives() disagree: the score at θ̂ is {score[0].tolist()} by "
-                    f"differentiation and {before[0, 0].tolist()} in closed form; run engine.testing.check_modality on it"
-                )
-        raise ModalityError(
-            "the score of the plugins must be the same when they are called again, and is not: something in them is "
-            f"random or keeps state{''.join(_culprits(m) for m in modalities.values())}; call layer.eval() first"
-        )
-
     def _score(
         self,
         theta: Tensor,
@@ -359,15 +339,12 @@ class EstimationLayer(nn.Module):
         modalities: Mapping[str, Modality],
         live: Mapping[str, Tensor],
         masks: Mapping[str, Tensor | None],
-        *,
-        prior: bool = True,
     ) -> Tensor:
         """∇S (k, P) at theta (k, P) of some data sets, with the graph to weights and data."""
         graph = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
             leaf = theta.detach().clone().requires_grad_()
-            zero = torch.zeros(len(leaf), dtype=torch.float64)
-            total = self.space.log_prior(leaf) if self.prior and prior else zero
+            total = self.space.log_prior(leaf) if self.prior else torch.zeros(len(leaf), dtype=torch.float64)
             for name in sorted(live):
                 term = Term([name], [modalities[name]], self.space, {})  # pyright: ignore[reportArgumentType]
                 x, mask = live[name][rows].to(term.dtype), masks[name]
@@ -440,6 +417,13 @@ def _culprits(modality: Modality) -> str:
         if isinstance(m, kinds) and m.training
     ]
     return f"; in training mode: {', '.join(found)}" if found else ""
+
+
+def _refuse_change(modalities: Mapping[str, Modality]) -> NoReturn:
+    raise ModalityError(
+        "the score of the plugins must be the same when they are called again, and is not: something in them is "
+        f"random or keeps state{''.join(_culprits(m) for m in modalities.values())}; call layer.eval() first"
+    )
 
 
 def _filled(x: Tensor, mask: Tensor) -> Tensor:

@@ -160,24 +160,27 @@ class Estimates:
             reach = torch.where(self.sd[:, i] > 0, z * self.sd[:, i], torch.nan)
             ends = torch.stack([self.theta[:, i] - reach, self.theta[:, i] + reach], -1)
             return ends.clamp(float(self.parameters.lower[i]), float(self.parameters.upper[i]))
-        if method != "profile":
-            raise EstimateError(f"the method of an interval is 'profile' or 'wald', got {method!r}")
-        return torch.tensor([list(pair) for pair in self._profiles([i], level)[0]], dtype=torch.float64).reshape(-1, 2)
+        if method not in ("profile", "boundary"):
+            raise EstimateError(f"the method of an interval is 'profile', 'boundary' or 'wald', got {method!r}")
+        boundary = method == "boundary"
+        return torch.tensor(
+            [list(pair) for pair in self._profiles([i], level, boundary)[0]], dtype=torch.float64
+        ).reshape(-1, 2)
 
     def intervals(self, level: float = 0.6827, method: str = "profile") -> dict[str, Tensor]:
         """The same for every parameter that was not fixed: name -> (B, 2)."""
         names = [n for n in self.parameters.names if n not in self.fixed]
-        if method != "profile":
+        if method not in ("profile", "boundary"):
             return {n: self.interval(n, level, method) for n in names}
         if not 0.0 < level < 1.0:
             raise EstimateError(f"a confidence level lies between 0 and 1, got {level}; write 0.6827 for 68.27 %")
-        found = self._profiles(self.parameters.indices(names), level)
+        found = self._profiles(self.parameters.indices(names), level, method == "boundary")
         return {
             n: torch.tensor([list(pair) for pair in column], dtype=torch.float64)
             for n, column in zip(names, found, strict=True)
         }
 
-    def _profiles(self, columns: list[int], level: float) -> list[list[tuple[float, float]]]:
+    def _profiles(self, columns: list[int], level: float, boundary: bool) -> list[list[tuple[float, float]]]:
         problem, nan = self._asked(), (math.nan, math.nan)
         inside, middle = feasible(self.parameters, self.fixed)
         heard = problem.heard()
@@ -203,6 +206,7 @@ class Estimates:
                 inside,
                 middle,
                 level=level,
+                boundary=boundary,
             )
             for b, row in zip(items, found, strict=True):
                 for c, interval in zip(asked, row, strict=True):

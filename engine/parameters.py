@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, biject_to, constraints
+from torch.distributions import Distribution
 
 from engine.constraints import Rows, SpaceConstraint
 from engine.errors import ParameterError
@@ -22,6 +22,7 @@ from engine.feasible import FeasibleSet
 from engine.interior import conflict, deepest, moved_inside
 from engine.prior_sampling import constrained_draws
 from engine.priors import Prior
+from engine.unconstrained import Unconstrained
 
 __all__ = ["Parameter", "ParameterSpace"]
 
@@ -514,40 +515,27 @@ class ParameterSpace:
         u = torch.rand(n, len(self), generator=generator, dtype=torch.float64)
         return self.quantile(u.clamp(1e-16, 1 - 1e-16).numpy())
 
-    def _bijections(self) -> list[Any]:
-        out = []
-        for parameter in self._parameters:
-            low, high = parameter.bounds
-            if parameter.discrete:
-                raise ParameterError(f"parameter '{parameter.name}' is discrete: it has no unconstrained form")
-            if math.isfinite(low) and math.isfinite(high):
-                out.append(biject_to(constraints.interval(low, high)))
-            elif math.isfinite(low):
-                out.append(biject_to(constraints.greater_than(low)))
-            elif math.isfinite(high):
-                out.append(biject_to(constraints.less_than(high)))
-            else:
-                out.append(biject_to(constraints.real))
-        return out
-
     def to_natural(self, z: Tensor) -> Tensor:
-        """θ (*, P) inside its bounds, from unconstrained coordinates z (*, P) (torch's ``biject_to``).
+        """θ (*, P) from unconstrained coordinates z (*, D); see :class:`engine.unconstrained.Unconstrained`.
+
+        D is P less one for each simplex. Bounds, fractions and matrices without bounds of their own hold for every z;
+        other inequalities do not, and it is :meth:`log_prior` that excludes them.
 
         Raises:
-            ParameterError: for a discrete parameter.
+            ParameterError: for a discrete parameter, or an equality that is no simplex.
         """
-        return torch.stack([t(z[..., i]) for i, t in enumerate(self._bijections())], -1)
+        return Unconstrained(self).to_natural(z)
 
     def to_unconstrained(self, theta: Tensor) -> Tensor:
-        """Unconstrained coordinates (*, P) of theta (*, P), infinite or clipped at a bound. Raises as the inverse."""
-        return torch.stack([t.inv(theta[..., i]) for i, t in enumerate(self._bijections())], -1)
+        """Unconstrained coordinates (*, D) of theta (*, P), infinite or clipped at a bound. Raises as the inverse."""
+        return Unconstrained(self).to_unconstrained(theta)
 
     def log_abs_det_jacobian(self, z: Tensor) -> Tensor:
-        """log |dθ/dz| of :meth:`to_natural`, z (*, P) -> (*), for densities of z. Raises as it does."""
-        total = z.new_zeros(z.shape[:-1])
-        for i, transform in enumerate(self._bijections()):
-            total = total + transform.log_abs_det_jacobian(z[..., i], transform(z[..., i]))
-        return total
+        """log |dθ/dz| of :meth:`to_natural`, z (*, D) -> (*), for densities of z. Raises as it does.
+
+        The volume dθ is that of all parameters but the last one of each simplex, as in :meth:`log_prior`.
+        """
+        return Unconstrained(self).log_abs_det_jacobian(z)
 
     def __eq__(self, other: object) -> bool:
         return (

@@ -15,10 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import scipy.stats
 import torch
 from torch import Tensor
 
+from engine.boundary import profile_threshold
 from engine.errors import EstimateError
 from engine.evidence import Derivatives
 from engine.feasible import FeasibleSet
@@ -168,6 +170,7 @@ def profile_intervals(
     middle: Tensor,
     *,
     level: float = 0.6827,
+    boundary: bool = False,
 ) -> list[list[Interval | EstimateError]]:
     """The profile intervals of several components of several estimates, all ends searched together.
 
@@ -181,6 +184,8 @@ def profile_intervals(
         inside: The feasible set, bounds (P,).
         middle: A point well inside it, (P,).
         level: The confidence level, in (0, 1).
+        boundary: Whether the threshold is that of the law beside the nearest bound of another parameter
+            (:mod:`engine.boundary`), rather than that of χ²₁.
 
     Returns:
         For each estimate its intervals, in the order of ``columns``; in the place of one that could not be found, the
@@ -203,12 +208,47 @@ def profile_intervals(
     at = objective.derivatives(theta, given)
     noise = (1e-6 + 16.0 * at.resolution).tolist()
     reach = {c: extent(inside, c, space.scale, middle) for c in columns}
-    ends = [
-        _End(k, c, side, theta[k], reach[c][side > 0], at, covariance[k], float(space.scale[c]), target)
-        for k in range(len(theta))
-        for c in columns
-        for side in (-1, 1)
-    ]
+
+    def ends_at(targets: Sequence[float]) -> list[_End]:
+        given = iter(targets)
+        return [
+            _End(k, c, side, theta[k], reach[c][side > 0], at, covariance[k], float(space.scale[c]), next(given))
+            for k in range(len(theta))
+            for c in columns
+            for side in (-1, 1)
+        ]
+
+    ends = ends_at([target] * (2 * len(theta) * len(columns)))
+    _search_ends(ends, objective, given, maximum, noise, inside)
+    for _ in range(3 if boundary else 0):
+        found = _thresholds(ends, at.information, inside, level)
+        if all(abs(new - end.target) < 1e-5 for new, end in zip(found, ends, strict=True)):
+            break
+        ends = ends_at(found)
+        _search_ends(ends, objective, given, maximum, noise, inside)
+    out: list[list[Interval | EstimateError]] = [[] for _ in range(len(theta))]
+    for low, high in zip(ends[::2], ends[1::2], strict=True):
+        name = space.names[low.column]
+        missing = f"the profile interval of '{name}' was not found in 80 steps; look at registry.log_evidence along it"
+        if low.where is None or high.where is None:
+            out[low.row].append(EstimateError(low.error or high.error or missing))
+            continue
+        marks = tuple(mark for mark, end in (("low", low), ("high", high)) if end.cut)
+        method = "boundary" if boundary else "profile"
+        out[low.row].append(Interval(low.where, high.where, level=level, method=method, at_bound=marks))
+    return out
+
+
+def _search_ends(
+    ends: Sequence[_End],
+    objective: Objective,
+    given: Tensor,
+    maximum: Tensor,
+    noise: Sequence[float],
+    inside: FeasibleSet,
+) -> None:
+    """Find every end, together."""
+    space = objective.parameters
     for _ in range(80):
         live = [end for end in ends if end.where is None and end.error is None]
         if not live:
@@ -239,16 +279,31 @@ def profile_intervals(
                     )
                 else:
                     end.learn(drop, slope, found[2][k])
-    out: list[list[Interval | EstimateError]] = [[] for _ in range(len(theta))]
-    for low, high in zip(ends[::2], ends[1::2], strict=True):
-        name = space.names[low.column]
-        missing = f"the profile interval of '{name}' was not found in 80 steps; look at registry.log_evidence along it"
-        if low.where is None or high.where is None:
-            out[low.row].append(EstimateError(low.error or high.error or missing))
-            continue
-        marks = tuple(mark for mark, end in (("low", low), ("high", high)) if end.cut)
-        out[low.row].append(Interval(low.where, high.where, level=level, method="profile", at_bound=marks))
-    return out
+
+
+def _thresholds(ends: Sequence[_End], information: Tensor, inside: FeasibleSet, level: float) -> list[float]:
+    """√c of the law beside the nearest bound of another parameter, at the conditional estimate of each end."""
+    P = information.shape[-1]
+    plain = math.sqrt(float(scipy.stats.chi2.ppf(level, 1)))
+    whole, failed = torch.linalg.inv_ex(information)
+    sd = whole.diagonal(dim1=-2, dim2=-1)
+    usable = (failed == 0) & (sd > 0).all(-1)
+    sd = sd.clamp_min(0.0).sqrt()
+    row, column = torch.tensor([e.row for e in ends]), torch.tensor([e.column for e in ends])
+    base = torch.stack([e.base for e in ends])
+    room = torch.minimum(base - inside.lower, inside.upper - base).clamp_min(0.0)
+    distance = room / sd[row]  # (n, P), infinite without a bound
+    correlation = whole[row, column] / (sd[row] * sd[row, column][:, None])
+    distance[torch.arange(len(ends)), column] = torch.inf
+    distance[~usable[row]] = torch.inf
+    distance[:, inside.lower >= inside.upper] = torch.inf
+    best = np.full(len(ends), plain**2)
+    for j in range(P):
+        c = profile_threshold(
+            level, correlation[:, j].nan_to_num().numpy(), distance[:, j].nan_to_num(nan=math.inf).numpy()
+        )
+        best = np.where(np.abs(c - plain**2) > np.abs(best - plain**2), c, best)
+    return np.sqrt(best).tolist()
 
 
 class _End:

@@ -249,6 +249,7 @@ def given_start(space: ParameterSpace, start: Mapping[str, float] | Tensor, insi
         given = torch.minimum(torch.maximum(space.quantile(np.full(len(space), 0.5)), inside.lower), inside.upper)
         for name, value in start.items():
             given[space.index(name)] = float(value)
+        given = space.check_theta(given)
     else:
         given = torch.as_tensor(start)
         given = space.check_theta(given) if given.dim() == 2 and len(given) == count else space.tensor(given)

@@ -242,6 +242,8 @@ class _Judge:
         scaled = face.free @ (J * unit[:, :, None] * unit[:, None, :] + face.curvature) @ face.free
         values, vectors = torch.linalg.eigh(scaled + closed)
         inverse = (vectors / values[:, None]) @ vectors.mT - closed
+        still = inverse.diagonal(dim1=-2, dim2=-1).abs() <= 1e-13  # held: what rounding leaves is no direction
+        inverse = torch.where(still[:, :, None] | still[:, None, :], 0.0, inverse)
         C = inverse * unit[:, :, None] * unit[:, None, :]
         floor = curvature_floor(self.space, theta)
         alone = self.idle & ~torch.tensor([n in self.fixed for n in self.space.names])

@@ -11,7 +11,7 @@ from torch import Tensor
 from engine.errors import ModalityError
 from modalities._tensors import Numbers, float64, require
 
-__all__ = ["Channel", "affine_rate", "compile_channel"]
+__all__ = ["Channel", "Layout", "affine_rate", "compile_channel", "layout"]
 
 
 class Channel(NamedTuple):
@@ -78,6 +78,28 @@ def compile_channel(
         up[at] = float64(where + " hi", high, (bins,), "give one yield a bin") - nominal[at[1]]
         down[at] = nominal[at[1]] - float64(where + " lo", low, (bins,), "give one yield a bin")
     return Channel(names, nominal, columns, (log_hi, log_lo) if normalisation else None, (up, down) if shape else None)
+
+
+class Layout(NamedTuple):
+    """What the derivatives of a channel's rate depend on beside its tensors."""
+
+    normalised: bool  #: whether there are normalisations
+    flat: tuple[bool, ...]  #: for each row of columns, whether it is the same in all bins of a sample
+    shaped: tuple[int, ...]  #: the parameters that have shapes
+
+
+def layout(channel: Channel) -> Layout:
+    """The layout of a channel.
+
+    Example:
+        >>> layout(compile_channel([5.0, 9.0], None, "mu", {}, {}, {"h": {"signal": ([4.0, 9.0], [6.0, 9.0])}}, {}))
+        Layout(normalised=False, flat=(True,), shaped=(1,))
+    """
+    flat = tuple(bool((column == column[:, :1]).all()) for column in channel.columns)
+    moved = torch.zeros(len(channel.names), dtype=torch.bool)
+    for shift in channel.shifts or ():
+        moved |= (shift != 0).flatten(1).any(-1)
+    return Layout(channel.log_factors is not None, flat, tuple(moved.nonzero()[:, 0].tolist()))
 
 
 def affine_rate(channel: Channel) -> tuple[Tensor, Tensor] | None:

@@ -52,6 +52,7 @@ class Rate:
     ) -> None:
         T, P = theta.shape
         self._columns, self._flat, self._P = columns, flat, P
+        self._ones = torch.ones_like(nominal).expand(T, *nominal.shape)
         self._factors = torch.cat([theta, torch.ones_like(theta[:, :1])], -1)[:, columns]  # (T, F, S, B)
         up = theta >= 0
         above, below = torch.where(up, theta, 0.0), torch.where(up, 0.0, -theta)
@@ -135,8 +136,7 @@ class Rate:
 
     def _without(self, *rows: int) -> Tensor:
         """The product of the factors but some: (T, S, B)."""
-        kept = [self._factors[:, f] for f in range(self._factors.shape[1]) if f not in rows]
-        product = kept[0] if kept else torch.ones_like(self._samples if hasattr(self, "_samples") else self._factors[:, 0])
-        for factor in kept[1:]:
-            product = product * factor
+        product = self._ones
+        for f in range(self._factors.shape[1]):
+            product = product if f in rows else product * self._factors[:, f]
         return product

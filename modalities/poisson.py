@@ -26,7 +26,7 @@ from torch.distributions import constraints
 
 from engine.modality import Modality
 from modalities._densities import poisson_constant, poisson_derivatives, poisson_log_density
-from modalities._histfactory import affine_rate, compile_channel
+from modalities._histfactory import affine_rate, compile_channel, layout
 from modalities._predictor import jacobian
 from modalities._rates import Rate
 from modalities._tensors import Exact, Numbers, own_generator, require
@@ -34,7 +34,7 @@ from modalities._tensors import Exact, Numbers, own_generator, require
 __all__ = ["PoissonCounts"]
 
 _KEPT = 2**18  # products of two slopes that are kept, where they are not more
-_PIECE = 2**16  # entries that are worked on together
+_PIECE = 2**18  # entries that are worked on together
 
 
 class PoissonCounts(Exact, Modality):
@@ -112,9 +112,7 @@ class PoissonCounts(Exact, Modality):
             self.register_buffer("shift_lo", channel.shifts[1], persistent=False)
         affine, size = affine_rate(channel), channel.nominal.shape[1] * len(channel.names) ** 2
         self._affine, self._products = affine is not None, affine is not None and size <= _KEPT
-        self._flat = tuple(bool((column == column[:, :1]).all()) for column in channel.columns)
-        shifts = channel.shifts or (channel.nominal.new_zeros(0),) * 2
-        self._moving = tuple((shifts[0].flatten(1) != 0).any(-1).logical_or((shifts[1].flatten(1) != 0).any(-1)).nonzero()[:, 0].tolist()) if channel.shifts else ()
+        self._layout = layout(channel)
         if affine is not None:
             offset, slope = affine
             self.register_buffer("offset", offset, persistent=False)
@@ -202,7 +200,7 @@ class PoissonCounts(Exact, Modality):
         (_, N, bins), P = x.shape, theta.shape[-1]
         logs = (self.log_hi, self.log_lo) if self._normalised_samples else None
         shifts = (self.shift_hi, self.shift_lo) if self._shaped else None
-        rate = Rate(theta, self.nominal, self.columns, logs, shifts, self._flat, self._moving)
+        rate = Rate(theta, self.nominal, self.columns, logs, shifts, self._layout.flat, self._layout.shaped)
         f, w, curvature = poisson_derivatives(x, rate.value[:, None])
         slope = rate.slope[:, None]  # (T, 1, P, bins)
         if N <= P:
@@ -239,7 +237,7 @@ class PoissonCounts(Exact, Modality):
 
     def stack_key(self) -> Hashable | None:
         """Which kinds of interpolation and of factors it has: all else is a tensor."""
-        return self._normalised_samples, self._shaped, self._affine, self._flat, self._moving
+        return self._layout, self._shaped, self._affine
 
 
 def _rows(matrix: Tensor, vectors: Tensor) -> Tensor:

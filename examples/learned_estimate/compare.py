@@ -41,8 +41,8 @@ class Settings:
     """How much to do: seeds, steps of learning and of fine-tuning, and test data sets (points x repeats)."""
 
     seeds: int = 3
-    steps: int = 400
-    tuning: int = 150
+    steps: int = 350
+    tuning: int = 120
     points: int = 20
     repeats: int = 20
     numbers: tuple[int, ...] = (1, 10, 100)

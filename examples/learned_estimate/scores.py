@@ -68,18 +68,18 @@ def score(
     """
     K, R, N = next(iter(data.values())).shape[:3]
     flat = {name: x.flatten(0, 1) for name, x in data.items()}
-    search: dict[str, Any] = {"screen": 64, "polish": 2}
+    search: dict[str, Any] = {"screen": 256}
     if all(modalities[name].concave for name in data):
         search = {"screen": 0, "start": CENTRE}
     fits = estimate_many(SPACE, modalities, flat, progress=False, **search)
     made = theta.repeat_interleave(R, 0)
     off, info = fits.theta - made, N * information(data, theta)
     error = torch.einsum("bi,bij,bj->b", off, info.repeat_interleave(R, 0), off) / len(SPACE)
-    usable = error.isfinite()
+    usable = torch.tensor([status not in (Status.FAILED, Status.NOT_IDENTIFIED) for status in fits.status])
     bound = torch.linalg.inv(info).diagonal(dim1=-2, dim2=-1)[:, None]
-    per_point = off.reshape(K, R, -1) / bound.sqrt()
-    bias = per_point.nanmean(1).square() - per_point.nan_to_num().var(1) / R
-    held = torch.tensor([status is Status.AT_BOUND for status in fits.status])
+    per_point = torch.where(usable[:, None], off, torch.nan).reshape(K, R, -1) / bound.sqrt()
+    bias = per_point.nanmean(1).square() - (per_point - per_point.nanmean(1, True)).square().nanmean(1) / (R - 1)
+    held = (fits.sd == 0.0).any(-1)
     pulls = (off / fits.sd)[usable & ~held]
     coverage = (math.nan,) * len(SPACE)
     if intervals:

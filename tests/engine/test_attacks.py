@@ -528,9 +528,10 @@ def test_a_sealed_constraint_is_read(workspace):
 @pytest.mark.parametrize(
     "change",
     [
-        {"kind": "os:system"}, {"kind": ["linear"]}, {"kind": 1}, {"evil": 1}, {"name": 3}, {"name": ""}, 
+        {"kind": "os:system"}, {"kind": ["linear"]}, {"kind": 1}, {"evil": 1}, {"name": 3}, {"name": ""},
         {"name": "a\tb"},
-        {"coefficients": {}}, {"coefficients": 1.0}, {"coefficients": ["mu"]}, {"coefficients": {"mu": "1.0"}}, {"coefficients": {"mu": []}},
+        {"coefficients": {}}, {"coefficients": 1.0}, {"coefficients": ["mu"]}, {"coefficients": {"mu": "1.0"}},
+        {"coefficients": {"mu": []}},
         {"coefficients": {"mu": float("nan")}}, {"coefficients": {"mu": float("inf")}}, {"coefficients": {"mu": 10**400}},
         {"coefficients": {"mu": 1.0, "nu": 0.0}}, {"coefficients": {"tau": 1.0}}, {"coefficients": {"tie": 1.0}},
         {"upper": "1.0"}, {"upper": float("nan")}, {"upper": float("inf")}, {"upper": []}, {"upper": {}}, {"lower": 2.0}, {"lower": 1.0},

@@ -615,6 +615,94 @@ def test_equalities_that_leave_a_point_give_it():
     torch.testing.assert_close(space.sample_prior(3), torch.tensor([[0.75, 0.25]] * 3).double())
 
 
+# -- unconstrained coordinates ---------------------------------------------------------------------------------
+
+OPEN = {
+    "two fractions": ParameterSpace(flat("a", "b"), [Simplex(["a", "b"])]),
+    "fractions": ParameterSpace([*flat("f", "x", "g"), *uniform("h")], [Simplex(["g", "f", "h"], 2.0)]),
+    "fractions of two kinds": ParameterSpace(flat(*"abcde"), [Simplex(["a", "c"]), Simplex(["b", "d", "e"], 3.0)]),
+    "covariance": ParameterSpace(
+        [Parameter("v", td.HalfNormal(1e4)), *normal("x", "c"), Parameter("w", bounds=(0, math.inf))], [VARIANCES]
+    ),
+    "larger covariance": ParameterSpace(
+        flat(*"abcdef"), [PositiveSemidefinite([["a", "b", "c"], ["b", "d", "e"], ["c", "e", "f"]])]
+    ),
+    "left to the prior": ParameterSpace(
+        [*uniform("v", "w", high=3.0), *flat("c", "x", "y")],
+        [VARIANCES, Ball(["x", "y"]), Linear({"v": 1, "x": 1}, upper=2)],
+    ),
+    "all": ParameterSpace(
+        [
+            *flat("p", "q", "c", "r"),
+            Parameter("v", td.HalfNormal(0.1)),
+            Parameter("w", td.HalfNormal(3.0)),
+            *normal("x"),
+        ],
+        [Simplex(["r", "p", "q"]), VARIANCES, Linear({"p": 1, "x": 1}, upper=3)],
+    ),
+}
+
+
+@pytest.mark.parametrize("space", OPEN.values(), ids=OPEN)
+def test_unconstrained_coordinates_go_there_and_back_with_the_right_volume(space):
+    theta = space.sample_prior(20, seed=1)
+    z = space.to_unconstrained(theta)
+    dropped = [space.index(c.parameters[-1]) for c in space.constraints if isinstance(c, Simplex)]
+    kept = [j for j in range(len(space)) if j not in dropped]
+    assert z.shape == (20, len(kept))
+    assert bool(torch.isfinite(z).all())
+    torch.testing.assert_close(space.to_natural(z), theta, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(space.to_natural(z[None, :, None])[0, :, 0], space.to_natural(z))
+    volume = space.log_abs_det_jacobian(z)
+    assert volume.shape == (20,)
+    for point, found in zip(z, volume, strict=True):
+        jacobian = torch.autograd.functional.jacobian(space.to_natural, point)[kept]
+        assert float(found) == pytest.approx(float(torch.linalg.slogdet(jacobian)[1]), abs=1e-8)
+
+
+@pytest.mark.parametrize("space", [space for name, space in OPEN.items() if name != "left to the prior"])
+def test_any_numbers_are_a_point_inside(space):
+    dropped = sum(isinstance(c, Simplex) for c in space.constraints)
+    z = 3.0 * torch.randn(500, len(space) - dropped, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    theta = space.to_natural(z)
+    kept = [c for c in space.constraints if not isinstance(c, Linear)]
+    for point in theta.tolist():
+        values = dict(zip(space.names, point, strict=True))
+        assert all(asked(c, values) > -1e-9 * max(1.0, *map(abs, point)) for c in kept)
+
+
+def test_equal_fractions_are_at_the_origin():
+    names = list("abcde")
+    space = ParameterSpace(flat(*names), [Simplex(names, 10)])
+    torch.testing.assert_close(space.to_natural(torch.zeros(4).double()), torch.full((5,), 2.0).double())
+    far = space.to_natural(torch.tensor([800.0, -800.0, 0.0, 0.0]).double())
+    assert float(far.sum()) == pytest.approx(10.0)
+    assert bool(torch.isfinite(space.log_abs_det_jacobian(torch.full((4,), 800.0).double())))
+
+
+@pytest.mark.parametrize(
+    ("constraints", "words"),
+    [
+        ([Linear({"a": 1, "b": 1}, equal=1, name="sum")], "'sum' is an equality, which leaves θ no unconstrained form"),
+        ([Simplex(["a", "b"]), Simplex(["b", "c"], name="other")], "'other' is an equality"),
+        ([Simplex(["a", "b"]), Linear({"a": 1, "c": 1}, equal=1)], "'a . c = 1' is an equality"),
+    ],
+)
+def test_equalities_have_no_unconstrained_coordinates(constraints, words):
+    space = ParameterSpace(flat("a", "b", "c"), constraints)
+    for ask in (space.to_natural, space.to_unconstrained, space.log_abs_det_jacobian):
+        with pytest.raises(ParameterError, match=words):
+            ask(torch.zeros(2, 3).double())
+
+
+def test_the_density_of_coordinates_integrates_to_the_priors_mass():
+    """Two uniform fractions: p(z) = |df/dz| is a density; of a 2 × 2 matrix: draws of z from it give the law of θ back."""
+    space = ParameterSpace(uniform("f", "g"), [Simplex(["f", "g"])])
+    z = torch.linspace(-40, 40, 20_001).double()[:, None]
+    density = (space.log_prior(space.to_natural(z)) + space.log_abs_det_jacobian(z)).exp()
+    assert float(torch.trapezoid(density, z[:, 0])) == pytest.approx(1.0, abs=1e-9)
+
+
 # -- in the registry -------------------------------------------------------------------------------------------
 
 

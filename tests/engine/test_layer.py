@@ -166,7 +166,7 @@ class Case:
             k: torch.zeros_like(v) if g is None else g for (k, v), g in zip(every.items(), gradients, strict=True)
         }
 
-    def errors(self, at, step=3e-3):
+    def errors(self, at, step=1e-3):
         """Of the gradients, relative, against Richardson's extrapolation of central differences; and of the naive ones.
 
         The naive ones are those of the implicit function theorem without constraints.
@@ -436,3 +436,669 @@ def test_concave_evidence_in_a_ball_is_the_nearest_point():
     # of 2 x / |x|: 2 (1 − x x'/|x|²) / |x| and x / |x|; inside, 1 and 0
     assert (x.grad - tensor([[0.256, -0.192], [1.0, 0.0]])).abs().max() < 1e-6
     assert (radius.grad - tensor([0.6, 0.0])).abs().max() < 1e-6
+
+
+# Batches
+
+
+class Pair(Modality):
+    """a from x₀, b from x₁ with the weight x₂²; x₀ of a thousand or more is impossible. One weight is shared."""
+
+    def __init__(self):
+        super().__init__(parameter_names=("a", "b"), event_shape=(3,))
+        self.gain = nn.Parameter(tensor(1.3))
+
+    def log_evidence(self, x, theta):
+        s = -0.5 * (theta[..., 0] - torch.sin(self.gain) * x[..., 0]) ** 2
+        s = s - 0.5 * (x[..., 2] * (theta[..., 1] + 0.1 * theta[..., 0] - self.gain * x[..., 1])) ** 2
+        return torch.where(x[..., 0] >= 1e3, -INF, s + 0.0 * theta[..., 0])
+
+
+def some_sets(B=5, N=4):
+    generator = torch.Generator().manual_seed(11)
+    return torch.cat([torch.randn(B, N, 2, generator=generator), torch.ones(B, N, 1)], -1).double()
+
+
+SPACES = {
+    "bounds": ParameterSpace([Parameter("a", bounds=(-0.5, 3.0)), Parameter("b", bounds=(-3.0, 0.4))]),
+    "rows": space_of(("a", "b"), Linear({"a": 1, "b": 1}, upper=0.5, name="budget")),
+    "cones": space_of(("a", "b"), Ball(["a", "b"], radius=0.6, name="disc")),
+}
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_batch_is_its_single_data_sets(kind):
+    modality = Pair()
+    layer = EstimationLayer(SPACES[kind], {"pair": modality})
+    x = some_sets().requires_grad_()
+    upper = torch.linspace(-0.4, 2.0, 5, dtype=torch.float64, requires_grad=True)
+    along = torch.randn(5, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    whole = layer({"pair": x}, batched=True, limits={"a": {"upper": upper}})
+    together = torch.autograd.grad((whole * along).sum(), [x, upper, modality.gain])
+    singles = [layer({"pair": x[b]}, limits={"a": {"upper": upper[b]}}) for b in range(5)]
+    alone = torch.autograd.grad((torch.stack(singles) * along).sum(), [x, upper, modality.gain])
+    tolerance = 1e-8 if kind == "cones" else 1e-12
+    assert whole.shape == (5, 2)
+    assert (torch.stack(singles) - whole).abs().max() < tolerance
+    for a, b in zip(together, alone, strict=True):
+        assert (a - b).abs().max() < tolerance * (1.0 + b.abs().max())
+    assert (together[1] != 0).any() or kind == "cones"
+
+
+def test_masked_observations_do_not_count():
+    modality, x = Pair(), some_sets()
+    layer = EstimationLayer(SPACES["bounds"], {"pair": modality})
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 1, 0, 1], [0, 0, 0, 1], [1, 0, 1, 1]]).bool()
+    filled = torch.where(mask[..., None], x, NAN).requires_grad_()
+    theta = layer({"pair": filled}, batched=True, mask={"pair": mask})
+    theta.sum().backward()
+    gain, modality.gain.grad = modality.gain.grad, None
+    short = [x[b][mask[b]].clone().requires_grad_() for b in range(5)]
+    singles = [layer({"pair": s}) for s in short]
+    torch.stack(singles).sum().backward()
+    assert (theta - torch.stack(singles)).abs().max() < 1e-12
+    assert (gain - modality.gain.grad).abs() < 1e-12
+    assert (filled.grad[~mask] == 0).all()
+    assert (filled.grad[mask] - torch.cat([s.grad for s in short])).abs().max() < 1e-12
+
+
+def test_data_set_of_which_nothing_is_left_is_not_identified():
+    layer = EstimationLayer(SPACES["bounds"], {"pair": Pair()})
+    x, mask = some_sets(3), torch.ones(3, 4, dtype=torch.bool)
+    mask[1] = False
+    fits = layer.estimate({"pair": x}, mask={"pair": mask})
+    assert [str(s) for s in fits.status] == ["at_bound", "not_identified", "at_bound"] or fits.theta[1].isnan().all()
+    assert fits.status[1] == "not_identified"
+    assert torch.isfinite(fits.theta[[0, 2]]).all()
+
+
+BAD = {1: "impossible", 3: "unidentified", 4: "infeasible"}
+
+
+def bad_rows():
+    """Five good data sets among eight, and limits for each."""
+    good = some_sets()
+    x = good[[0, 0, 1, 0, 0, 2, 3, 4]].clone()
+    x[1, 0, 0] = 2e3
+    x[3, :, 2] = 0.0
+    upper = torch.full((8,), 2.0, dtype=torch.float64)
+    lower = torch.full((8,), -0.3, dtype=torch.float64)
+    lower[4] = 2.5
+    return good, x, lower, upper, [b for b in range(8) if b not in BAD]
+
+
+@pytest.mark.parametrize("failed", ["nan", "zero"])
+@pytest.mark.parametrize("kind", SPACES)
+def test_bad_data_sets_disturb_no_others(kind, failed):
+    good, x, lower, upper, fine = bad_rows()
+    modality = Pair()
+    layer = EstimationLayer(SPACES[kind], {"pair": modality}, failed=failed)
+    inputs = [t.requires_grad_() for t in (x, lower, upper)]
+    fits = layer.estimate({"pair": x}, limits={"a": {"lower": lower, "upper": upper}})
+    kept = [good.requires_grad_(), lower.detach()[fine].requires_grad_(), upper.detach()[fine].requires_grad_()]
+    clean = layer.estimate({"pair": kept[0]}, limits={"a": {"lower": kept[1], "upper": kept[2]}})
+
+    assert [str(s) for s in fits.status][:5:2] != ["failed"] * 3
+    assert fits.status[1] == "failed"
+    assert "−∞" in fits.reason[1]
+    assert fits.status[3] == "not_identified"
+    assert "b" in fits.reason[3]
+    assert fits.status[4] == "failed"
+    assert "infeasible" in fits.reason[4]
+    assert [fits.status[b] for b in fine] == clean.status
+    tolerance = 1e-8 if kind == "cones" else 1e-12
+    assert fits.theta[list(BAD)].isnan().all()
+    assert fits.covariance[list(BAD)].isnan().all()
+    assert (fits.theta[fine] - clean.theta).abs().max() < tolerance
+    assert (fits.covariance[fine] - clean.covariance).abs().max() < tolerance
+
+    fits.theta.nansum().backward()
+    gain, modality.gain.grad = modality.gain.grad, None
+    clean.theta.sum().backward()
+    for given, alone in zip(inputs, kept, strict=True):
+        assert (given.grad[fine] - alone.grad).abs().max() < tolerance
+        lost = given.grad[list(BAD)]
+        assert lost.isnan().all() if failed == "nan" else (lost == 0).all()
+    if failed == "nan":
+        assert gain.isnan()
+    else:
+        assert (gain - modality.gain.grad).abs() < tolerance
+
+
+@pytest.mark.parametrize("failed", ["nan", "zero"])
+def test_batch_without_any_answer_still_has_gradients(failed):
+    modality = Pair()
+    layer = EstimationLayer(SPACES["bounds"], {"pair": modality}, failed=failed)
+    x = some_sets(2)
+    x[:, 0, 0] = 2e3
+    theta = layer({"pair": x.requires_grad_()}, batched=True)
+    theta.sum().backward()
+    assert theta.isnan().all()
+    assert x.grad.isnan().all() if failed == "nan" else (x.grad == 0).all()
+    assert modality.gain.grad.isnan() if failed == "nan" else modality.gain.grad == 0
+
+
+def test_empty_batch_gives_an_empty_answer():
+    modality = Pair()
+    layer = EstimationLayer(SPACES["bounds"], {"pair": modality})
+    theta = layer({"pair": torch.zeros(0, 4, 3)}, batched=True)
+    fits = layer.estimate({"pair": torch.zeros(0, 4, 3)})
+    assert theta.shape == (0, 2)
+    assert theta.dtype == torch.float64
+    assert (fits.covariance.shape, fits.status, fits.reason) == ((0, 2, 2), [], [])
+    theta.sum().backward()  # as in a loop that trains
+    assert modality.gain.grad == 0
+
+
+def test_weights_of_plugins_without_data_have_no_gradient():
+    used, other = Pair(), Pair()
+    layer = EstimationLayer(SPACES["bounds"], {"used": used, "other": other})
+    x = some_sets(2)
+    x[1, 0, 0] = 2e3
+    layer({"used": x}, batched=True).nansum().backward()
+    assert used.gain.grad.isnan()
+    assert other.gain.grad is None
+
+
+# A good citizen of torch
+
+
+def two_bounded(dtype=torch.float64):
+    space = ParameterSpace([Parameter(n, bounds=(-2.0, 0.8)) for n in NAMES])
+    return EstimationLayer(space, {"net": Network(CURVATURE, dtype=dtype)}, screen=256)
+
+
+def many_sets(B=6):
+    return torch.stack([observations(3, seed=s) for s in range(B)])
+
+
+def test_global_state_of_torch_and_numpy_stays():
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    for kind in SPACES:
+        layer = EstimationLayer(SPACES[kind], {"pair": Pair()})
+        x = some_sets(2).requires_grad_()
+        layer({"pair": x}, batched=True, limits={"a": {"upper": 1.0}}).sum().backward()
+    with pytest.raises(ModalityError):
+        Raises.layer()({"x": torch.ones(1)})
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+    assert (torch.get_num_threads(), torch.get_default_dtype()) == (threads, dtype)
+    assert torch.is_grad_enabled()
+
+
+def test_two_threads_give_the_same_bits():
+    def answer():
+        layer, x = two_bounded(), many_sets().requires_grad_()
+        theta = layer({"net": x}, batched=True)
+        return theta.detach(), *torch.autograd.grad(theta.sum(), [x, *layer.parameters()])
+
+    threads = torch.get_num_threads()
+    one = answer()
+    try:
+        torch.set_num_threads(2)
+        two = answer()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_default_dtype_makes_no_difference():
+    wanted = two_bounded()({"net": many_sets()}, batched=True, limits={"a": {"upper": 0.1}})
+    try:
+        torch.set_default_dtype(torch.float64)
+        seen = two_bounded()({"net": many_sets()}, batched=True, limits={"a": {"upper": 0.1}})
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(seen, wanted)
+
+
+@pytest.mark.parametrize("kind", SPACES)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_modes_without_gradients_give_the_same(mode, kind):
+    layer = EstimationLayer(SPACES[kind], {"pair": Pair()})
+    wanted = layer({"pair": some_sets(2)}, batched=True).detach()
+    with mode():
+        x = some_sets(2) + 0.0
+        seen = layer({"pair": x}, batched=True, limits={"a": {"upper": torch.tensor(3.9)}})
+        wide = layer({"pair": x}, batched=True)
+    assert not seen.requires_grad
+    assert not wide.requires_grad
+    assert torch.equal(wide, wanted)
+    later = layer({"pair": x}, batched=True)  # what was made in inference mode is data like any other
+    later.sum().backward()
+    assert torch.equal(later.detach(), wanted)
+
+
+def test_float32_plugins_and_data_are_good_to_their_precision():
+    wide, narrow = two_bounded(), two_bounded(torch.float32)
+    x = many_sets().float()
+    theta, coarse = wide({"net": x}, batched=True), narrow({"net": x.requires_grad_()}, batched=True)
+    assert coarse.dtype == torch.float64
+    assert (theta - coarse).abs().max() < 1e-5
+    a = torch.autograd.grad(theta.sum(), list(wide.parameters()))
+    *b, to_x = torch.autograd.grad(coarse.sum(), [*narrow.parameters(), x])
+    assert to_x.dtype == torch.float32
+    for wanted, seen in zip(a, b, strict=True):
+        assert seen.dtype == torch.float32
+        assert (seen - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+def test_float32_plugin_with_many_observations_has_an_answer():
+    """Where rounding of the score is 1e-5 standard errors, and more."""
+    x = observations(3, N=20_000, seed=3)
+    space = ParameterSpace([Parameter(n, bounds=(-4.0, 4.0)) for n in NAMES])
+    networks = [Network(CURVATURE, seed=3, dtype=d) for d in (torch.float32, torch.float64)]
+    coarse, fine = (EstimationLayer(space, {"net": n}, screen=0)({"net": x}, start=0.5 + torch.zeros(3)) for n in networks)
+    assert (coarse - fine).abs().max() < 1e-5
+
+
+def test_layer_is_a_module_like_any_other():
+    first, second = Network(CURVATURE), Network(CURVATURE, seed=4)
+    space = ParameterSpace([Parameter(n, bounds=(-2.0, 0.8)) for n in NAMES])
+    layer = EstimationLayer(space, {"one": first, "two": second}, screen=64)
+    assert {id(w) for w in layer.parameters()} == {id(w) for m in (first, second) for w in m.parameters()}
+    data = {"one": many_sets(2), "two": many_sets(3)[1:]}
+    theta = layer(data, batched=True).detach()
+
+    twin = copy.deepcopy(layer)
+    assert torch.equal(twin(data, batched=True), theta)
+    with torch.no_grad():
+        for w in twin.parameters():
+            w.mul_(0.7)
+    assert torch.equal(layer(data, batched=True), theta)  # weights of its own
+    assert not torch.equal(twin(data, batched=True), theta)
+
+    other = EstimationLayer(space, {"one": Network(CURVATURE, seed=8), "two": Network(CURVATURE, seed=9)}, screen=64)
+    assert set(other.state_dict()) == {f"modalities.{n}.{k}" for n in ("one", "two") for k in first.state_dict()}
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(data, batched=True), theta)
+
+
+def test_plugin_may_be_called_what_modules_call_their_own():
+    x = many_sets(1)[0]
+    networks = {name: Network(CURVATURE, seed=i) for i, name in enumerate(("keys", "training", "a.b", "a:b"))}
+    space = space_of(NAMES)
+    layer = EstimationLayer(space, networks, screen=64)
+    plain = EstimationLayer(space, dict(zip("pqrs", networks.values(), strict=True)), screen=64)
+    data = {name: x + i for i, name in enumerate(networks)}
+    wanted = plain(dict(zip("pqrs", data.values(), strict=True)))
+    assert (layer(data) - wanted).abs().max() < 1e-12
+    assert len(layer.state_dict()) == 4 * len(networks["keys"].state_dict())
+
+
+def test_training_through_the_layer_reduces_the_loss():
+    space = ParameterSpace([Parameter("a", bounds=(-1.0, 1.0)), Parameter("b", bounds=(-1.0, 1.0))])
+    modality = Pair()
+    layer = EstimationLayer(space, {"pair": modality})
+    x = some_sets(16)
+    target = layer({"pair": x}, batched=True).detach()
+    with torch.no_grad():
+        modality.gain.fill_(0.9)
+    optimiser = torch.optim.Adam(layer.parameters(), lr=0.1)
+    losses = []
+    for _ in range(16):
+        optimiser.zero_grad()
+        loss = (layer({"pair": x}, batched=True) - target).square().mean()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.05 * losses[0]
+    assert abs(modality.gain.item() - 1.3) < 0.1
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_second_derivatives_are_refused(kind):
+    modality = Pair()
+    theta = EstimationLayer(SPACES[kind], {"pair": modality})({"pair": some_sets(1)}, batched=True)
+    (slope,) = torch.autograd.grad(theta.square().sum(), modality.gain, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.backward()
+
+
+def test_layer_and_estimate_agree():
+    network, x = Network(CURVATURE), observations(3)
+    space = ParameterSpace([Parameter(n, Normal(0.0, 1.0), bounds=(-2.0, 0.8)) for n in NAMES])
+    for prior in (False, True):
+        fit = estimate(Evidence(space, {"net": network}, {"net": x}, prior=prior))
+        fits = EstimationLayer(space, {"net": network}, prior=prior).estimate({"net": x[None]})
+        assert (fits.theta[0] - fit.theta).abs().max() < 1e-10
+        assert (fits.covariance[0] - fit.covariance).abs().max() < 1e-10
+        assert fits.status[0] == fit.status
+
+
+# Limits given at the call
+
+
+class Waves(Modality):
+    """cos 4θ, damped: seven maxima between −4 and 4, the highest near 0."""
+
+    def __init__(self):
+        super().__init__(parameter_names=("a",), event_shape=(1,))
+
+    def log_evidence(self, x, theta):
+        return 20.0 * torch.cos(4.0 * theta[..., 0]) - 2.0 * (theta[..., 0] - x[..., 0]) ** 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(-4.0, 4.0), (1.0, 1.3), (-3.9, -0.6), (2.2, 40.0), (6.5, 9.0), (-40.0, -30.0), (0.0, 0.0)]
+)
+def test_global_maximum_is_found_inside_limits(low, high):
+    layer = EstimationLayer(ParameterSpace([Parameter("a", bounds=(-4.0, 4.0))]), {"waves": Waves()})
+    x = tensor([[[0.1]], [[0.2]]])
+    grid = torch.linspace(low, high, 400_001, dtype=torch.float64)[:, None]
+    lower, upper = tensor([low, -4.0]), tensor([high, 4.0])
+    fits = layer.estimate({"waves": x}, limits={"a": {"lower": lower, "upper": upper}})
+    S = Waves()(x[0], grid)
+    assert (fits.theta[0] - grid[S.argmax()]).abs() < 1e-4
+    assert float(Waves()(x[0], fits.theta[:1].detach())) >= float(S.max()) - 1e-9
+    assert abs(fits.theta[1].item() - 0.0024) < 1e-2  # as without limits
+
+
+def test_global_maximum_is_found_inside_a_narrower_simplex():
+    """Of two peaks inside a row's limits, where the declared set has a third that is higher than both."""
+
+    class Peaks(Modality):
+        def __init__(self):
+            super().__init__(parameter_names=("a", "b"), event_shape=(1,))
+
+        def log_evidence(self, x, theta):
+            peaks = [((3.0, 3.0), 60.0), ((-1.0, -2.0), 25.0), ((0.4, -1.0), 35.0)]
+            s = [h * torch.exp(-3.0 * (theta - tensor(c)).square().sum(-1)) for c, h in peaks]
+            return sum(s) + 0.0 * x[..., 0]
+
+    space = space_of(("a", "b"), Linear({"a": 1, "b": 1}, upper=7.0, name="budget"))
+    layer = EstimationLayer(space, {"peaks": Peaks()})
+    theta = layer({"peaks": torch.zeros(1, 1)}, limits={"budget": {"upper": 0.0}})
+    assert (theta - tensor([0.4, -1.0])).abs().max() < 1e-3
+
+
+def test_limits_that_hold_a_component_share_its_derivative():
+    lower, upper = tensor(0.3).requires_grad_(), tensor(0.3).requires_grad_()
+    layer = EstimationLayer(SPACES["bounds"], {"pair": Pair()})
+    theta = layer({"pair": some_sets(1)[0]}, limits={"a": {"lower": lower, "upper": upper}})
+    theta.sum().backward()
+    assert theta[0] == 0.3
+    assert abs(lower.grad + upper.grad - 0.9) < 1e-12  # 1, and −0.1 of b
+    assert lower.grad == upper.grad
+
+
+def test_fractions_stay_fractions_whatever_bounds_are_given():
+    space = ParameterSpace([Parameter(n) for n in "ab"], [Simplex(["a", "b"], name="mix")])
+    limits = Limits(space, {"a": {"lower": tensor([-1.0, 0.2])}}, 2)
+    assert limits.inside(torch.arange(2)).lower.tolist() == [[0.0, 0.0], [0.2, 0.0]]
+
+
+def test_shared_limit_has_the_sum_of_gradients():
+    x, modality = some_sets(), Pair()
+    layer = EstimationLayer(SPACES["bounds"], {"pair": modality})
+    each, shared = torch.full((5,), -0.4, dtype=torch.float64), torch.tensor(-0.4, dtype=torch.float64)
+    a = layer({"pair": x}, batched=True, limits={"a": {"upper": each.requires_grad_()}})
+    b = layer({"pair": x}, batched=True, limits={"a": {"upper": shared.requires_grad_()}})
+    a.sum().backward()
+    b.sum().backward()
+    assert (a - b).abs().max() < 1e-12
+    assert abs(each.grad.sum() - shared.grad) < 1e-12
+    assert shared.grad > 1.0
+
+
+# Input that cannot be used
+
+
+def pair_layer(kind="rows", **options):
+    return EstimationLayer(SPACES[kind], {"pair": Pair()}, **options)
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"a": {"upper": NAN}}, "upper of 'a' must be a number, got NaN"),
+        ({"a": {"upper": tensor([0.0, NAN])}}, r"got NaN at index \[1\]; use ±inf"),
+        ({"a": {"upper": "low"}}, "must be a number or a tensor, got 'low'"),
+        ({"a": {"upper": None}}, "must be a number or a tensor, got None"),
+        ({"a": {"upper": torch.zeros(3)}}, r"must have shape \(\) or \(2,\), got \(3,\)"),
+        ({"a": {"equal": 1.0}}, "'a' takes lower, upper, got 'equal'"),
+        ({"a": 1.0}, "are written"),
+        ({"c": {"upper": 1.0}}, "no parameter or constraint 'c'; there are a, b, budget"),
+        ({"budget": {"lower": 1.0}}, "'budget' takes upper, coefficients, got 'lower': it was not declared"),
+        ({"budget": {"coefficients": tensor([1.0, INF])}}, "must be finite, got inf"),
+        ({"budget": {"coefficients": {"a": 1.0}}}, "must be a number or a tensor"),
+        (3.0, "limits map names to their numbers"),
+    ],
+)
+def test_limits_that_are_none_are_refused(limits, words):
+    with pytest.raises(ParameterError, match=words):
+        pair_layer()({"pair": some_sets(2)}, batched=True, limits=limits)
+
+
+@pytest.mark.parametrize(
+    ("kind", "limits"),
+    [
+        ("bounds", {"a": {"lower": 1.0, "upper": 0.9}}),
+        ("bounds", {"a": {"upper": -INF}}),
+        ("rows", {"a": {"lower": 1.0}, "b": {"lower": 1.0}}),
+        ("rows", {"budget": {"upper": -INF}}),
+        ("cones", {"disc": {"radius": -1.0}}),
+        ("cones", {"disc": {"centre": tensor([9.0, 0.0])}}),
+    ],
+)
+def test_limits_that_conflict_are_infeasible(kind, limits):
+    fits = pair_layer(kind).estimate({"pair": some_sets(1)}, limits=limits)
+    assert fits.status == ["failed"]
+    assert "infeasible" in fits.reason[0]
+    assert fits.theta.isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "words"),
+    [
+        ({"other": torch.ones(1, 3)}, UnknownPluginError, "no plugin 'other'; there are pair"),
+        ({}, ObservationError, "no data"),
+        (torch.ones(1, 3), ObservationError, "data maps plugin names to observations, got Tensor"),
+        ({"pair": torch.ones(0, 3)}, ObservationError, "0 observations"),
+        ({"pair": torch.ones(4, 2)}, ObservationError, r"shape \(B, N, 3\), got \(1, 4, 2\)"),
+        ({"pair": torch.ones(3)}, ObservationError, r"shape \(B, N, 3\)"),
+        ({"pair": torch.tensor(1.0)}, ObservationError, "got one number"),
+        ({"pair": torch.full((1, 3), NAN)}, ObservationError, "values must be finite, got nan"),
+        ({"pair": torch.ones(1, 3).half()}, ObservationError, "float16"),
+        ({"pair": "text"}, ObservationError, "data must be float32, float64 or integers"),
+        ({"pair": [[1.0, 2.0, 3.0], [1.0]]}, ObservationError, "pad data sets to one length"),
+        ({"pair": [torch.ones(2, 3), torch.ones(1, 3)]}, ObservationError, "pad them to one length"),
+    ],
+)
+def test_data_that_are_none_are_refused(x, error, words):
+    with pytest.raises(error, match=words):
+        pair_layer()(x)
+
+
+def test_batched_data_need_an_axis_for_observations():
+    with pytest.raises(ObservationError, match="add an axis"):
+        pair_layer()({"pair": torch.ones(4, 3)}, batched=True)
+    with pytest.raises(ObservationError, match="a mask needs batched=True"):
+        pair_layer()({"pair": torch.ones(4, 3)}, mask={"pair": torch.ones(4).bool()})
+    with pytest.raises(ObservationError, match=r"boolean of shape \(2, 4\)"):
+        pair_layer()({"pair": torch.ones(2, 4, 3)}, batched=True, mask={"pair": torch.ones(4).bool()})
+
+
+def test_numbers_in_lists_keep_their_digits():
+    layer = EstimationLayer(
+        ParameterSpace([Parameter("a")]), {"g": Gaussian(parameter_names=("a",), sd=1.0, event_shape=(1,))}
+    )
+    assert layer({"g": [[0.1], [0.3]]}).item() == pytest.approx(0.2, abs=1e-15)
+    assert layer({"g": np.array([[0.1], [0.3]])}).item() == pytest.approx(0.2, abs=1e-15)
+    x = tensor(0.3).requires_grad_()
+    layer({"g": [tensor([0.1]), x[None]]}).backward()
+    assert x.grad == pytest.approx(0.5, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: EstimationLayer(SPACES["bounds"], {}), ModalityError, "at least one modality"),
+        (lambda: EstimationLayer(SPACES["bounds"], {"x": nn.Linear(1, 1)}), ModalityError, "got Linear as 'x'"),
+        (lambda: EstimationLayer(space_of("a"), {"x": Pair()}), ModalityError, "'b', which is not among a"),
+        (lambda: pair_layer(failed="none"), ParameterError, "must be 'nan' or 'zero'"),
+        (lambda: pair_layer(polish=0), EstimateError, "polish=0"),
+        (lambda: pair_layer(screen=-1), EstimateError, "screen=-1"),
+        (lambda: pair_layer(screen=0)({"pair": some_sets(1)[0]}), EstimateError, "or a start given"),
+    ],
+)
+def test_layer_that_makes_no_sense_is_refused(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
+
+
+class Raises(Modality):
+    def __init__(self):
+        super().__init__(parameter_names=("a",))
+
+    def log_evidence(self, x, theta):
+        raise KeyError("lookup")
+
+    @classmethod
+    def layer(cls):
+        return EstimationLayer(space_of("a"), {"x": cls()})
+
+
+class Wobbly(Raises):
+    """−½ (θ − x)², and parts that are random or look at the whole batch."""
+
+    def __init__(self, *parts):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 8), *parts, nn.Tanh(), nn.Linear(8, 1)).double()
+
+    def log_evidence(self, x, theta):
+        x, theta = torch.broadcast_tensors(x[..., None], theta)
+        both = torch.cat([x, theta], -1)
+        return 0.1 * self.net(both.reshape(-1, 2)).reshape(theta.shape[:-1]) - 0.5 * (theta - x)[..., 0] ** 2
+
+
+class Mistaken(Raises):
+    """Derivatives in closed form that are another function's."""
+
+    def log_evidence(self, x, theta):
+        return -0.5 * (theta[..., 0] - x) ** 2
+
+    def derivatives(self, x, theta):
+        left = theta[..., 0] - x
+        return -0.5 * left**2, (0.2 - 2.0 * left)[..., None], torch.full_like(left, 2.0)[..., None, None]
+
+
+class Kinked(Raises):
+    """A network of ReLUs: no curvature anywhere."""
+
+    def __init__(self):
+        super().__init__()
+        torch.nn.init.normal_(weight := torch.empty(16), generator=torch.Generator().manual_seed(0))
+        self.knots, self.slopes = nn.Parameter(3.0 * weight.double()), nn.Parameter(-weight.double().abs())
+
+    def log_evidence(self, x, theta):
+        return (torch.relu((theta - x[..., None]).abs() - self.knots) * self.slopes).sum(-1)
+
+
+def test_plugin_that_raises_is_named():
+    with pytest.raises(ModalityError, match="plugin 'x' raised KeyError in log_evidence: 'lookup'"):
+        Raises.layer()({"x": torch.ones(2)})
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (nn.Dropout(0.3), r"plugin 'x' .* in training mode: net.1 \(Dropout\); call layer.eval\(\)"),
+        (nn.BatchNorm1d(8), r"plugin 'x'"),
+    ],
+)
+def test_random_plugin_is_named(part, words):
+    torch.manual_seed(0)
+    layer = EstimationLayer(space_of("a"), {"x": Wobbly(part)})
+    x = torch.tensor([0.3, 0.5, 1.1])
+    with pytest.raises(ModalityError, match=words):
+        layer({"x": x})
+    assert torch.isfinite(layer.eval()({"x": x})).all()
+
+
+def test_closed_form_of_another_function_is_named():
+    layer = EstimationLayer(space_of("a"), {"x": Mistaken()})
+    with pytest.raises(ModalityError, match=r"plugin 'x' .*derivatives\(\)"):
+        layer({"x": torch.tensor([0.3, 0.5, 1.1])})
+
+
+def test_plugin_without_curvature_has_no_answer():
+    layer = EstimationLayer(space_of("a"), {"x": Kinked()})
+    fits = layer.estimate({"x": observations(1, N=3)[:, 0].expand(2, 3)})
+    assert {str(s) for s in fits.status} <= {"failed", "not_identified"}
+    assert fits.theta.isnan().all()
+    assert fits.covariance.isnan().all()
+
+
+class Stubborn(Raises):
+    """One that vmap does not take, although its stack_key says it does."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = nn.Parameter(tensor(scale))
+
+    def stack_key(self):
+        return "stubborn"
+
+    def log_evidence(self, x, theta):
+        scale = self.scale if self.scale.item() > 0 else -self.scale
+        return -0.5 * ((theta[..., 0] - x) / scale) ** 2
+
+
+def test_same_data_twice_are_refused_unless_allowed():
+    x = torch.tensor([[0.3], [0.5]])
+    plugins = {n: Gaussian(parameter_names=("a",), sd=1.0, event_shape=(1,)) for n in "pq"}
+    space = space_of("a")
+    with pytest.raises(ObservationError, match="allow_identical=True"):
+        EstimationLayer(space, plugins)({"p": x, "q": x})
+    assert EstimationLayer(space, plugins, allow_identical=True)({"p": x, "q": x}).item() == pytest.approx(0.4)
+
+
+# Starts
+
+
+def test_start_decides_which_maximum_without_screening():
+    layer = EstimationLayer(ParameterSpace([Parameter("a", bounds=(-4.0, 4.0))]), {"waves": Waves()}, screen=0)
+    x = tensor([[0.1]])
+    tops = [layer({"waves": x}, start={"a": s}).item() for s in (0.2, 1.5, -1.4)]
+    assert tops == pytest.approx([0.0, 1.5, -1.5], abs=0.1)
+    many = layer({"waves": x.expand(3, 1, 1)}, batched=True, start=tensor([[0.2], [1.5], [-1.4]]))
+    assert (many[:, 0] - tensor(tops)).abs().max() < 1e-12
+    inside = layer({"waves": x}, start=tensor([3.0]), limits={"a": {"upper": 1.7}})
+    assert inside.item() == pytest.approx(1.5, abs=0.1)
+    beyond = layer({"waves": x}, start={"a": 4.6}, limits={"a": {"upper": 8.0}})  # outside of what was declared
+    assert beyond.item() == pytest.approx(4.6, abs=0.2)
+
+
+def test_start_is_one_of_those_that_are_polished():
+    layer = EstimationLayer(ParameterSpace([Parameter("a", bounds=(-4.0, 4.0))]), {"waves": Waves()}, polish=1, screen=8)
+    assert layer({"waves": tensor([[0.1]])}, start={"a": 1.5}).item() == pytest.approx(1.5, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (torch.zeros(3), "shape"),
+        ({"c": 0.0}, "no parameter 'c'"),
+        ({"a": NAN}, "finite|number"),
+        ({"a": 9.0}, "outside its bounds"),
+    ],
+)
+def test_start_that_is_none_is_refused(start, words):
+    with pytest.raises(ParameterError, match=words):
+        pair_layer("bounds")({"pair": some_sets(1)[0]}, start=start)
+
+
+def test_prior_draws_the_estimate_and_its_gradients():
+    """Gaussian data and prior: θ̂ = (x̄ N/σ² + m/τ²) / (N/σ² + 1/τ²), and its derivative is 1/σ² over the same."""
+    space = ParameterSpace([Parameter("a", Normal(1.0, 0.5))])
+    layer = EstimationLayer(space, {"g": Gaussian(parameter_names=("a",), sd=2.0, event_shape=(1,))}, prior=True)
+    x = tensor([[3.0], [5.0], [4.0]]).requires_grad_()
+    theta = layer({"g": x})
+    theta.backward()
+    assert theta.item() == pytest.approx((12.0 / 4.0 + 1.0 / 0.25) / (0.75 + 4.0), abs=1e-12)
+    assert (x.grad - 0.25 / 4.75).abs().max() < 1e-12

@@ -298,6 +298,26 @@ MORE = {
         shape={"h": {"b": ([8.0, 2.0], [10.0, 4.0])}, "j": {"b": ([9.5, 2.0], [8.5, 4.0])}},
     ),
     "poisson per bin": PoissonCounts(signal=[3.0, 2.0], background=[9.0, 4.0], per_bin={"background": ["g0", "g1"]}),
+    "poisson triple": PoissonCounts(
+        signal=[3.0, 2.0, 1.0],
+        background=[9.0, 4.0, 2.0],
+        scale={"k": ["signal", "background"], "l": "signal"},
+        per_bin={"background": [["g0", "g1", "g2"], ["g1", "h", "h"]]},
+    ),
+    "poisson shapes": PoissonCounts(
+        signal=[3.0, 2.0, 1.0],
+        background={"a": [9.0, 4.0, 2.0], "b": [1.0, 8.0, 3.0]},
+        scale={"k": "a"},
+        shape={
+            "u": {"signal": ([2.0, 2.0, 2.0], [5.0, 1.0, 1.0]), "a": ([8.0, 4.0, 2.0], [9.5, 4.5, 1.0])},
+            "mu": {"b": ([1.0, 7.0, 3.0], [2.0, 9.0, 3.5])},
+        },
+        per_bin={"a": ["g0", "u", "mu"]},
+    ),
+    "poisson normalisations": PoissonCounts(
+        background={"a": [9.0, 4.0], "b": [1.0, 8.0]},
+        normalisation={"h": {"a": (0.8, 1.1), "b": (1.1, 0.9)}, "j": {"a": (0.5, 3.0)}},
+    ),
     "poisson one name": PoissonCounts(background={"a": [5.0], "b": [9.0], "c": [2.0]}, scale={"k": ["a", "b"]}),
     "poisson many": PoissonCounts(
         background={f"s{i}": [1.0 + i + j for j in range(50)] for i in range(100)},
@@ -315,6 +335,7 @@ def test_these_modalities_write_their_derivatives_down():
         "gaussian theta covariance",
         "gaussian scalar",
         "poisson",
+        "poisson histfactory",
         "constraint normal",
         "constraint covariance",
         "constraint lognormal",
@@ -419,12 +440,30 @@ def test_they_say_truly_whether_they_are_concave():
         "constraint poisson",
     }
     assert all(MORE[name].concave == (not name.startswith("student")) for name in MORE)
+    bent = ["poisson triple", "poisson shapes", "poisson normalisations"]
+    concave = [name for name in MORE if MORE[name].concave]
+    assert concave == [name for name in MORE if name not in bent and not name.startswith("student")]
     a, b = {"a": [5.0], "b": [9.0]}, {"b": ([8.0], [10.0])}
-    bent = [
-        PoissonCounts(background=a, normalisation={"h": b | {"b": (0.9, 1.1)}}),
-        PoissonCounts(background=a, shape={"h": {"b": ([8.0], [11.0])}}),
-        PoissonCounts(background=a, scale={"k": "a", "l": "a"}),
-        PoissonCounts(background=a, scale={"k": "b"}, shape={"h": b}),
-        PoissonCounts(signal=[1.0], background=a, per_bin={"signal": ["g"]}),
-    ]
-    assert not any(modality.concave or modality.has_derivatives for modality in bent)
+    assert not PoissonCounts(background=a, shape={"h": {"b": ([8.0], [11.0])}}).concave
+    assert not PoissonCounts(background=a, scale={"k": "b"}, shape={"h": b}).concave
+    assert PoissonCounts(background=a, scale={"k": "a"}, shape={"h": b}).concave
+
+
+@pytest.mark.parametrize("name", ["poisson histfactory", "poisson triple", "poisson shapes", "poisson normalisations"])
+def test_closed_derivatives_at_kinks_at_zero_factors_and_far_off_are_those_of_the_scalar(name):
+    """α = 0 has the upper branch's derivative, a factor of 0 no logarithm, and e^600 is where a rate stops growing."""
+    modality = CLOSED[name]
+    size, n = len(modality.parameter_names), 3
+    generator = torch.Generator().manual_seed(3)
+    theta = torch.randn(60, size, generator=generator, dtype=F64)
+    theta[torch.rand(theta.shape, generator=generator) < 0.4] = 0.0
+    theta[:4] *= 1e4
+    x = torch.randint(0, 9, (60, n, *modality.event_shape), generator=generator).to(F64)
+    term, *_ = terms(modality, 1, 1)
+    closed = term._block_derivatives(x[None], theta[None])
+    term.closed = False
+    automatic = term._block_derivatives(x[None], theta[None])
+    assert torch.equal(closed[0] == -math.inf, automatic[0] == -math.inf)
+    for found, expected in zip(closed, automatic, strict=True):
+        assert not bool(found.isnan().any())
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
