@@ -27,6 +27,7 @@ ACCEPT = 1e-11
 SLIP = 1e-14
 
 _RIDGE = 1e-9  # of dependent rows; undone by refinement
+_TINY = 1e-300  # where nothing has a size
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,9 +93,7 @@ class Point:
         none = torch.zeros_like(p.g, dtype=torch.bool)
         on = (torch.arange(q) >= p.m).expand(K, q).clone()
         zero = torch.zeros_like(p.g)
-        return Point(
-            zero, torch.zeros_like(p.f), zero.clone(), none, none.clone(), on, zero.new_full((K,), torch.inf)
-        )
+        return Point(zero, torch.zeros_like(p.f), zero.clone(), none, none.clone(), on, zero.new_full((K,), torch.inf))
 
     def rows(self, keep: Tensor) -> Point:
         """Some of the points: those to keep, by index or mask."""
@@ -117,7 +116,7 @@ def times(matrix: Tensor, vector: Tensor) -> Tensor:
         >>> times(torch.ones(1, 1, 2), torch.ones(1, 2)).tolist()
         [[2.0]]
     """
-    return (matrix @ vector[:, :, None])[:, :, 0]
+    return torch.bmm(matrix, vector[:, :, None])[:, :, 0]
 
 
 def whiten(J: Tensor, E: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -137,7 +136,7 @@ def whiten(J: Tensor, E: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
     unit = J.diagonal(dim1=-2, dim2=-1).rsqrt()
     J, E = J * unit[:, :, None] * unit[:, None, :], E * unit[:, None, :]
-    size = E.norm(dim=-1)
+    size = torch.linalg.vector_norm(E, dim=-1)
     size = torch.where(size > 0, size, 1.0)
     return J, E / size[:, :, None], unit, size
 
@@ -181,11 +180,13 @@ def correct(
             best.put(rows, at)
         else:
             best.put(rows[better], at.rows(better))
-        same = (new[0] == low).all(1) & (new[1] == high).all(1) & (new[2] == on).all(1)
-        stay = ~same & (at.residual > SLIP)
-        low, high, on = new
+        stay = at.residual > SLIP
         if turn == rounds - 1 or not bool(stay.any()):
             break
+        stay &= ((new[0] ^ low) | (new[1] ^ high)).any(1) | (new[2] ^ on).any(1)
+        if not bool(stay.any()):
+            break
+        low, high, on = new
         if not bool(stay.all()):
             p, rows = p.rows(stay), rows[stay]
             low, high, on, lam = low[stay], high[stay], on[stay], lam[stay]
@@ -214,34 +215,35 @@ def on_face(
         >>> on_face(p, free, ~free, free[:, :0], g[:, :0], 1)[0].tolist()
         [[1.5, 0.5]]
     """
-    free = (~(low | high)).to(p.J.dtype)
-    z = torch.where(low, p.low, torch.where(high, p.high, 0.0))
-    factor = torch.linalg.cholesky_ex(p.J * free[:, :, None] * free[:, None, :] + torch.diag_embed(1.0 - free))[0]
-    left = p.g - times(p.J, z)
-    noise = (left * free).abs().amax(-1)
+    free = (~(low | high)).to(p.J.dtype)[:, :, None]
+    z = torch.where(low, p.low, torch.where(high, p.high, 0.0))[:, :, None]
+    block = p.J * free * free.mT + torch.diag_embed(1.0 - free[:, :, 0])
+    factor, g = torch.linalg.cholesky_ex(block)[0], p.g[:, :, None]
+    left = torch.baddbmm(g, p.J, z, alpha=-1.0)
+    noise = (left * free).abs().amax((1, 2))
     if not p.f.shape[1]:
-        z = z + torch.cholesky_solve((left * free)[:, :, None], factor)[:, :, 0]
-        return z, lam, p.g - times(p.J, z), noise
-    rows = p.E * free[:, None, :]
+        z = z + torch.cholesky_solve(left * free, factor)
+        return z[:, :, 0], lam, torch.baddbmm(g, p.J, z, alpha=-1.0)[:, :, 0], noise
+    rows = p.E * free.mT
     # a row whose every component is pinned has nothing to say
-    live = on & (rows.abs().amax(-1) > 1e-12)
-    rows = rows * live[:, :, None]
-    lam = torch.where(on, lam, 0.0)
+    live = (on & (rows.abs().amax(-1) > 1e-12))[:, :, None]
+    rows = rows * live
     across = torch.cholesky_solve(rows.mT, factor)
-    schur = rows @ across
-    size = torch.where(live, schur.diagonal(dim1=-2, dim2=-1), 1.0)
-    root = torch.linalg.cholesky_ex(schur + torch.diag_embed(torch.where(live, _RIDGE * size, 1.0)))[0]
+    schur = torch.bmm(rows, across)
+    size = torch.where(live[:, :, 0], schur.diagonal(dim1=-2, dim2=-1), 1.0)
+    root = torch.linalg.cholesky_ex(schur + torch.diag_embed(torch.where(live[:, :, 0], _RIDGE * size, 1.0)))[0]
+    weight, f = torch.where(on, lam, 0.0)[:, :, None], p.f[:, :, None]
+    left = torch.baddbmm(left, p.E.mT, weight, alpha=-1.0)
     for _ in range(passes):
-        left = p.g - times(p.J, z) - times(p.E.mT, lam)
-        gap = torch.where(live, p.f - times(p.E, z), 0.0)
-        step = torch.cholesky_solve((left * free)[:, :, None], factor)
-        push = torch.cholesky_solve(rows @ step - gap[:, :, None], root)
-        change = (step - across @ push)[:, :, 0]
-        z, lam = z + change, lam + push[:, :, 0]
-        if bool((change.abs().amax(-1) <= 1e-15 * z.abs().amax(-1) + 1e-16 * noise).all()):
+        gap = torch.where(live, torch.baddbmm(f, p.E, z, alpha=-1.0), 0.0)
+        step = torch.cholesky_solve(left * free, factor)
+        push = torch.cholesky_solve(torch.baddbmm(gap, rows, step, beta=-1.0), root)
+        change = torch.baddbmm(step, across, push, alpha=-1.0)
+        z, weight = z + change, weight + push
+        left = torch.baddbmm(torch.baddbmm(g, p.J, z, alpha=-1.0), p.E.mT, weight, alpha=-1.0)
+        if bool((change.abs().amax((1, 2)) <= 1e-15 * z.abs().amax((1, 2)) + 1e-16 * noise).all()):
             break
-    left = p.g - times(p.J, z) - times(p.E.mT, lam)
-    return z, lam, left, noise
+    return z[:, :, 0], weight[:, :, 0], left[:, :, 0], noise
 
 
 def _judge(
@@ -255,17 +257,16 @@ def _judge(
     on: Tensor,
 ) -> tuple[Point, Tensor, Tensor, Tensor]:
     """The optimality conditions at a point, each relative to its own rounding scale, and what they say is active."""
-    zero = z.new_tensor(1e-300)
-    size = z.abs().amax(-1, keepdim=True) + zero
+    size = z.abs().amax(-1, keepdim=True) + _TINY
     length, blur = size + 1e-4 * noise[:, None], size + 0.1 * noise[:, None]
-    force = p.g.abs() + z.abs().sum(-1, keepdim=True) + zero
+    force = p.g.abs() + z.abs().sum(-1, keepdim=True) + _TINY
     fixed = p.low == p.high
     free = ~(low | high)
     # positive: pushed off its bound (held ones cannot be), or beyond a bound
     if p.f.shape[1]:
         force = force + times(p.E.abs().mT, lam.abs())
     # multipliers of nearly dependent rows are large: they must not excuse what is left
-    strict = torch.minimum(force, p.g.abs().amax(-1, keepdim=True) + z.abs().sum(-1, keepdim=True) + zero)
+    strict = torch.minimum(force, p.g.abs().amax(-1, keepdim=True) + z.abs().sum(-1, keepdim=True) + _TINY)
     strict = torch.maximum(strict, 1e-4 * noise[:, None])
     pull = torch.where(low, left, -left) / force
     pull = torch.where(fixed, 0.0, pull)
@@ -277,7 +278,7 @@ def _judge(
     if p.f.shape[1]:
         beyond = times(p.E, z) - p.f
         equal = torch.arange(p.f.shape[1]) >= p.m
-        negative = -lam / (lam.abs().amax(-1, keepdim=True) + noise[:, None] + zero)
+        negative = -lam / (lam.abs().amax(-1, keepdim=True) + noise[:, None] + _TINY)
         negative = torch.where(equal, 0.0, negative)
         worst = torch.maximum(
             worst, torch.where(on, torch.maximum(beyond.abs() / length, negative), beyond / length).amax(-1)

@@ -17,14 +17,18 @@ References:
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
+import scipy.interpolate
 import scipy.special
 import scipy.stats
 
 __all__ = ["profile_law", "profile_threshold"]
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
-_SECANTS = 40
+_HALVINGS = 21
+_TABLE = 500  # more than this many are read off a table
 _FAR = 6.0  # standard errors from a bound that make no difference any more
 
 
@@ -88,14 +92,30 @@ def profile_threshold(level: float, correlation: np.ndarray, distance: np.ndarra
         [0.9, 1.0]
     """
     plain = float(scipy.stats.chi2.ppf(level, 1))
-    out = np.full(len(distance), plain)
-    near = np.flatnonzero((np.abs(correlation) > 1e-3) & (np.asarray(distance) < _FAR))
-    low, high = np.full(len(near), 0.2 * plain), np.full(len(near), 2.0 * plain)
-    for _ in range(_SECANTS):  # bisection: the law is monotone, and nothing is lost by taking it slowly
-        middle = 0.5 * (low + high)
-        over = profile_law(middle, correlation[near], distance[near]) > level
-        low, high = np.where(over, low, middle), np.where(over, middle, high)
-        if not len(near) or float((high - low).max()) < 1e-6 * plain:
-            break
-    out[near] = 0.5 * (low + high)
+    rho, delta = np.abs(np.asarray(correlation, dtype=float)), np.asarray(distance, dtype=float)
+    out = np.full(len(delta), plain)
+    near = np.flatnonzero((rho > 1e-3) & (delta < _FAR))
+    if len(near) <= _TABLE:
+        out[near] = _solved(level, plain, rho[near], delta[near])
+    else:
+        out[near] = _table(level, plain)(np.minimum(rho[near], 0.9999), delta[near], grid=False)
     return out
+
+
+def _solved(level: float, plain: float, rho: np.ndarray, delta: np.ndarray) -> np.ndarray:
+    """Bisection: the law is monotone in c."""
+    low, high = np.full(len(rho), 0.2 * plain), np.full(len(rho), 2.0 * plain)
+    for _ in range(_HALVINGS):
+        middle = 0.5 * (low + high)
+        over = profile_law(middle, rho, delta) > level
+        low, high = np.where(over, low, middle), np.where(over, middle, high)
+    return 0.5 * (low + high)
+
+
+@lru_cache(maxsize=8)
+def _table(level: float, plain: float) -> scipy.interpolate.RectBivariateSpline:
+    """c on a grid of (ρ, δ), for many at once; good to a thousandth of c."""
+    rho, delta = np.concatenate([np.linspace(0.0, 0.95, 20), [0.975, 0.99, 0.9999]]), np.linspace(0.0, _FAR, 49)
+    each = np.stack(np.meshgrid(rho, delta, indexing="ij"), -1).reshape(-1, 2)
+    c = _solved(level, plain, each[:, 0], each[:, 1]).reshape(len(rho), len(delta))
+    return scipy.interpolate.RectBivariateSpline(rho, delta, c, kx=2, ky=2)

@@ -27,8 +27,9 @@ class Rows:
     """What one constraint asks of θ (P,), as numbers.
 
     Attributes:
-        A, b: Inequalities A θ ≤ b, shapes (m, P) and (m,); ``sides`` says which side of the constraint each is.
+        A, b: Inequalities A θ ≤ b, shapes (m, P) and (m,).
         C, d: Equalities C θ = d, shapes (e, P) and (e,).
+        sides: Which side of the constraint each inequality is.
         nonnegative: Positions of components that must be >= 0.
         cone: A cone, where there is one.
 
@@ -175,7 +176,7 @@ class Linear(_Named):
         return tuple(self.coefficients)
 
     def rows(self, index: Mapping[str, int]) -> Rows:
-        """What it asks of θ, for the positions of all P parameters."""
+        """What it asks of θ, where index is the position of each of the P parameters."""
         row = torch.zeros(len(index), dtype=torch.float64)
         for name, value in self.coefficients.items():
             row[index[name]] = value
@@ -241,7 +242,7 @@ class Simplex(_Named):
         self._name(name, str(self))
 
     def rows(self, index: Mapping[str, int]) -> Rows:
-        """What it asks of θ, for the positions of all P parameters."""
+        """What it asks of θ, where index is the position of each of the P parameters."""
         row = torch.zeros(len(index), dtype=torch.float64)
         columns = [index[n] for n in self.parameters]
         row[columns] = 1.0
@@ -312,7 +313,7 @@ class PositiveSemidefinite(_Named):
         return tuple(dict.fromkeys(n for row in self.matrix for n in row if n is not None))
 
     def rows(self, index: Mapping[str, int]) -> Rows:
-        """What it asks of θ, for the positions of all P parameters."""
+        """What it asks of θ, where index is the position of each of the P parameters."""
         n = len(self.matrix)
         F = torch.zeros(n, n, len(index), dtype=torch.float64)
         for i, row in enumerate(self.matrix):
@@ -377,7 +378,7 @@ class Ball(_Named):
         self._name(name, str(self))
 
     def rows(self, index: Mapping[str, int]) -> Rows:
-        """What it asks of θ, for the positions of all P parameters."""
+        """What it asks of θ, where index is the position of each of the P parameters."""
         G = torch.zeros(len(self.parameters), len(index), dtype=torch.float64)
         for i, n in enumerate(self.parameters):
             G[i, index[n]] = 1.0
@@ -433,7 +434,8 @@ def constraint_from_toml(block: Mapping[str, Any]) -> SpaceConstraint:
         raise ParameterError(f"the kind of a constraint is one of {', '.join(_FIELDS)}, got {kind!r}")
     made, needed, optional = _FIELDS[kind]
     given = {key: value for key, value in block.items() if key != "kind"}
-    if (missing := needed - set(given)) or (unknown := set(given) - needed - optional - {"name"}):
+    missing, unknown = needed - set(given), set(given) - needed - optional - {"name"}
+    if missing or unknown:
         wrong = f"is missing {sorted(missing)}" if missing else f"has unknown fields {sorted(unknown)}"
         raise ParameterError(f"a {kind} constraint {wrong}; it takes {sorted(needed | optional | {'name'})}")
     try:

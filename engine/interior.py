@@ -105,6 +105,11 @@ def moved_inside(inside: FeasibleSet, middle: Tensor, scale: Tensor, theta: Tens
 
     Returns:
         Shape (n, P).
+
+    Example:
+        >>> zero, one = torch.zeros(2).double(), torch.ones(2).double()
+        >>> moved_inside(FeasibleSet.box(-one, one), zero, one, 3.0 * one[None], np.full((1, 2), 0.5)).tolist()
+        [[1.0, 1.0]]
     """
     theta = torch.minimum(torch.maximum(theta, inside.lower), inside.upper)
     if inside.is_box:

@@ -44,7 +44,7 @@ __all__ = ["EstimationLayer", "LayerEstimates"]
 
 # Standard errors that the last step moves: more than the first, and it is taken again; more than the second, and there
 # is no answer; more than the third, and it is not even taken again. With float32 plugins, rounding alone makes 1e-5.
-_FAR = ((1e-8, 1e-5, 1e-2), (1e-4, 1e-3, 1e-2))
+_FAR = ((1e-10, 1e-5, 1e-2), (1e-4, 1e-3, 1e-2))
 _AGAIN = 3  # times that it is taken again at most
 _HOLDS = 1e-5  # standard errors by which a constraint must hold θ̂ back to count as holding it, as in a verdict
 _LOOKED_AT = 3  # observations on which each plugin is seen to keep its word
@@ -342,7 +342,7 @@ class EstimationLayer(nn.Module):
     ) -> Tensor:
         """∇S (k, P) at theta (k, P) of some data sets, with the graph to weights and data."""
         graph = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.enable_grad():
             leaf = theta.detach().clone().requires_grad_()
             total = self.space.log_prior(leaf) if self.prior else torch.zeros(len(leaf), dtype=torch.float64)
             for name in sorted(live):
@@ -403,7 +403,7 @@ class _Once(torch.autograd.Function):
 
 def _key(name: str) -> str:
     """The name of a plugin's module: its own, but for dots and for names that a container of modules has for itself."""
-    if name and "." not in name and not hasattr(nn.ModuleDict(), name):
+    if name and "." not in name and not name.startswith("plugin:") and not hasattr(nn.ModuleDict(), name):
         return name
     return "plugin:" + name.replace(":", "::").replace(".", ":")
 

@@ -39,7 +39,8 @@ class Limits:
         count: B.
 
     Raises:
-        ParameterError: for a name or a field that was not declared, NaN, or a tensor of another shape.
+        ParameterError: for a name or a field that was not declared, NaN or what is no number, or another shape. Numbers
+            that leave a data set no room are no error: its status says ``infeasible``.
 
     Example:
         >>> from engine import Parameter

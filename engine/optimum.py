@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from engine.errors import ParameterError
@@ -43,6 +42,7 @@ class Optimum:
         cones: Multipliers of the cones: Y ⪰ 0 of shape (K, n, n) for a matrix, (K, 1 + q) for a norm, its radius first.
 
     Example:
+        >>> import torch
         >>> from engine.program import solve
         >>> one = torch.ones(1, 2).double()
         >>> found = solve(torch.eye(2).double()[None], 2.0 * one, FeasibleSet.box(-one, one))
@@ -79,6 +79,7 @@ def check(J: Tensor, g: Tensor, inside: FeasibleSet) -> tuple[int, int]:
         ParameterError: If some do not, with its name.
 
     Example:
+        >>> import torch
         >>> g = torch.zeros(3, 2)
         >>> check(g[:, :, None] * g[:, None], g, FeasibleSet.box(g, g))
         (3, 2)

@@ -9,8 +9,10 @@ spreads it by. Parameters that no chain of constraints joins are independent and
 Draws on the equalities are exact for fractions (a simplex) with flat or uniform priors, from a Dirichlet law, and for
 normal priors, by Matheron's rule; inequalities are kept by rejection. Where that accepts too few, or where priors of
 another kind are joined by an equality, chains in parallel walk along lines in the subspace, each step an exact
-draw or a slice-sampling update on the whole chord; half of the directions are differences of two chains of the other
-half, which makes the walk indifferent to how the set is stretched.
+draw or a slice-sampling update on the whole chord. A third of the directions is isotropic; a third keeps all the
+parameters and inequalities that it can, as along an edge, which takes few steps out of corners; and a third joins two
+chains of the other half, which makes the walk indifferent to how the set is stretched. Walks are approximate: they end
+after a fixed number of steps.
 
 References:
     | Smith, Oper. Res. 32 (1984) 1296, hit-and-run
@@ -304,8 +306,8 @@ def _truncated_normal(low: Tensor, high: Tensor, u: Tensor) -> Tensor:
     flip = low > 0
     left, right = (t.numpy() for t in (torch.where(flip, -high, low), torch.where(flip, -low, high)))
     below, above = log_ndtr(left), log_ndtr(right)
-    u = torch.where(flip, 1.0 - u, u).numpy()
-    value = ndtri_exp(np.minimum(above + np.log(u + (1.0 - u) * np.exp(below - above)), 0.0))
+    part = torch.where(flip, 1.0 - u, u).numpy()
+    value = ndtri_exp(np.minimum(above + np.log(part + (1.0 - part) * np.exp(below - above)), 0.0))
     value = torch.from_numpy(np.clip(value, left, right))
     return torch.where(flip, -value, value)
 

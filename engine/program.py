@@ -72,23 +72,28 @@ def _solve(J: Tensor, g: Tensor, inside: FeasibleSet) -> Optimum:
     f = torch.cat([inside.b.detach().expand(K, m), inside.d.detach().expand(K, -1)], 1)
     J, E, unit, size = whiten(J, E)
     p = Problem(J, g * unit, lower / unit, upper / unit, E, f / size, m)
-    usable = torch.isfinite(p.J).flatten(1).all(1) & torch.isfinite(p.g).all(1)
-    usable &= ~(p.low.isnan() | p.high.isnan()).any(1)
-    empty = ((p.low > p.high) | (p.low == torch.inf) | (p.high == -torch.inf)).any(1)
+    # comparisons with NaN are false
+    possible = torch.isfinite(p.J).flatten(1).all(1) & torch.isfinite(p.g).all(1)
+    possible &= ((p.low <= p.high) & (p.low < torch.inf) & (p.high > -torch.inf)).all(1)
     if f.shape[1]:
-        usable &= torch.isfinite(p.E).flatten(1).all(1) & ~p.f.isnan().any(1)
-        empty |= (p.f == -torch.inf).any(1) | p.f[:, m:].isinf().any(1)
-    possible = usable & ~empty
+        possible &= torch.isfinite(p.E).flatten(1).all(1)
+        possible &= (p.f > -torch.inf).all(1) & torch.isfinite(p.f[:, m:]).all(1)
     if bool(possible.all()):
         at, infeasible = _linear(p)
     else:
-        at, infeasible = Point.nowhere(p), usable & empty
+        at, infeasible = Point.nowhere(p), ~(possible | _undefined(p))
         rows = possible.nonzero()[:, 0]
         if len(rows):
             shown, impossible = _linear(p.rows(rows))
             infeasible[rows] = impossible
             at.put(rows, shown)
     return _unwhitened(p, at, infeasible, lower, upper, unit, size)
+
+
+def _undefined(p: Problem) -> Tensor:
+    """Which problems have no meaning, K of them: NaN somewhere, or an infinite curvature, slope or row."""
+    finite = torch.cat([p.J.flatten(1), p.g, p.E.flatten(1)], 1)
+    return ~torch.isfinite(finite).all(1) | torch.cat([p.low, p.high, p.f], 1).isnan().any(1)
 
 
 def _linear(p: Problem) -> tuple[Point, Tensor]:

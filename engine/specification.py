@@ -54,7 +54,6 @@ _LINE = re.compile(
 )
 _COMPARISON = re.compile(r"<=|>=|==|[=≤≥]")
 _SIGNS = {"<=": "≤", ">=": "≥", "==": "="}
-_FLIPPED = {"≤": "≥", "≥": "≤", "=": "="}
 _NUMBER = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 _NAME = r"[^\W0-9][^\s+\-−*<>=≤≥]*"
 _FIELDS = {"factory", "configuration", "observations", "parameter", "constraint"}
@@ -140,17 +139,20 @@ def parse_constraint(text: str, names: Iterable[str] = ()) -> Linear:
     name = rf"(?:{name})(?=[\s+\-−*<>=≤≥]|$)"
     term = re.compile(rf"\s*([+\-−]?)\s*(?:({name})|({_NUMBER})(?:\s*\*?\s*({name}))?)\s*")
     sides = [_terms(side, term, form) for side in _COMPARISON.split(text)]
-    signs = [_SIGNS.get(sign, sign) for sign in _COMPARISON.findall(text)]
+    signs: list[str] = [_SIGNS.get(str(sign), str(sign)) for sign in _COMPARISON.findall(text)]
     if len(sides) == 3 and signs[0] == signs[1] != "=" and not sides[0][0] and sides[1][0] and not sides[2][0]:
         (_, low), (names_, offset), (_, high) = sides if signs[0] == "≤" else sides[::-1]
         return Linear(names_, low - offset, high - offset)
     if len(sides) != 2 or not (sides[0][0] or sides[1][0]):
         raise ParameterError(form)
     if not sides[0][0]:  # 1 ≤ a is a ≥ 1
-        sides, signs = sides[::-1], [_FLIPPED[signs[0]]]
+        sides, signs = sides[::-1], [{"≤": "≥", "≥": "≤"}.get(signs[0], "=")]
     (left, constant), (right, bound) = sides
     coefficients = left | {n: left.get(n, 0.0) - value for n, value in right.items()}
-    return Linear(coefficients, **{{"≤": "upper", "≥": "lower", "=": "equal"}[signs[0]]: bound - constant})
+    limit = bound - constant
+    if signs[0] == "=":
+        return Linear(coefficients, equal=limit)
+    return Linear(coefficients, upper=limit) if signs[0] == "≤" else Linear(coefficients, lower=limit)
 
 
 def _terms(side: str, term: re.Pattern[str], form: str) -> tuple[dict[str, float], float]:

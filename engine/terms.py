@@ -33,7 +33,7 @@ __all__: list[str] = []  # the sum's own machinery: see engine.evidence
 _KEPT = 2**22  # numbers of one plugin's data that are kept ready between evaluations
 # Entries of (θ, observation, event) evaluated together: a modality may need hundreds of numbers for each.
 ELEMENTS = 2**18
-_CACHED = 2**16  # the same for closed forms, whose few temporaries stay in the processor's cache: 512 KB each
+_CACHED = 2**17  # the same for closed forms, whose few temporaries stay in the processor's cache: 1 MB each
 _RESULTS = ("scalar", "score", "information")
 _ALONE = 2**12  # entries of one plugin from which stacked ones are quicker one by one than through vmap
 
@@ -285,10 +285,12 @@ class Term:
             for g, (name, modality) in enumerate(zip(self.names, self.modalities, strict=True)):
                 own, here, known = (t[g] for t in sums), None if mask is None else mask[g], [t[g] for t in prepared]
                 self._pieces(tuple(own), modality.derivatives, size, x[g], theta[g], here, known, _label([name]))
-        if not bool((sums[0] < torch.inf).all()):  # false for NaN too
+        good = sums[0] < torch.inf  # false for NaN too
+        if not bool(good.all()):
             self.refuse_bad_block(x, local, mask)
+            name = self.names[int((~good).nonzero()[0, 0])]
             raise ModalityError(
-                f"the closed scalar of {self.label} is NaN or +∞ where log_evidence is not; correct derivatives()"
+                f"the closed scalar of plugin '{name}' is NaN or +∞ where log_evidence is not; correct derivatives()"
             )
         return sums
 
@@ -308,7 +310,8 @@ class Term:
             expected = found
         judged = torch.isfinite(expected[0])
         unit = expected[1].abs() + expected[2].diagonal(dim1=-2, dim2=-1).abs().sqrt()
-        size = (1.0 + expected[0].abs(), unit, unit[..., :, None] * unit[..., None, :])
+        unit = unit + 1e-7 * unit.amax(-1, keepdim=True)
+        size = (1.0 + expected[0].abs(), unit, unit[..., :, None] * unit[..., None, :] + expected[2].abs())
         digits = 1e-3 if self.dtype == torch.float32 else 1e-6
         for n, what in enumerate(_RESULTS):
             off = ~((found[n] - expected[n]).abs() <= digits * size[n]) & expected[n].isfinite()
@@ -339,8 +342,9 @@ class Term:
         label: str,
     ) -> None:
         """Write sums over B, of shape (K, ...), from x (1 or K, B, *event) and θ (K, 1, P_m); or all with G in front."""
-        dim = theta.dim() - 3  # that of K
-        for at in _steps(theta.shape[dim], max(1, _CACHED // max(1, size))):
+        dim, P = theta.dim() - 3, theta.shape[-1]  # that of K
+        size = max(1, size, size // max(1, self.modality.event_shape.numel()) * P * P // 4)  # x, or what comes of it
+        for at in _steps(theta.shape[dim], max(1, _CACHED // size)):
             part, *args = (_rows(t, at, dim) for t in (x, theta, *known))
             with torch.inference_mode(False), torch.no_grad():
                 found = self._guarded("derivatives", x, lambda: call(part, *args), label)  # noqa: B023
@@ -350,7 +354,7 @@ class Term:
                     "return three tensors"
                 )
             batch, here = (*args[0].shape[:-2], x.shape[dim + 1]), None if mask is None else _rows(mask, at, dim)
-            s, u, J = (_fitted(value, batch, theta.shape[-1:] * n, label) for n, value in enumerate(found))
+            s, u, J = (_fitted(value, batch, (P,) * n, label) for n, value in enumerate(found))
             value, score, information, resolution = (_rows(t, at, dim) for t in sums)
             value.copy_(_over(s, batch, here))
             score.copy_(_over(u, batch, here))

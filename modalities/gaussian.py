@@ -171,46 +171,41 @@ class Gaussian(Exact, Modality):
         return factor, whitening(factor), valid
 
     def prepare(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The precision (*batch, D, D) of what was measured and s at x = θ (*batch), where entries of x may be missing.
+        """Of data with missing entries, the whitener and the precision of the others (*batch, D, D), and s at x = θ (*batch).
 
-        Not for large data: () where they would take more than 32 MB.
+        Nothing for data so large that they would take more than 64 MB, nor without missing entries.
         """
-        D = self.mean.shape[0]
-        if not self.allows_missing or x.numel() * D > _KEPT:
+        if not self.allows_missing or x.numel() * self.mean.shape[0] > _KEPT:
             return ()
         return self._marginal(x if self.event_shape else x[..., None])
 
-    def _marginal(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _marginal(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         measured = ~x.isnan()
         if self._diagonal:
             sd, _ = self._sd(x)
-            precision = torch.diag_embed(torch.where(measured, sd**-2, 0.0))
+            whitener = torch.diag_embed(torch.where(measured, sd.reciprocal(), 0.0))
             half_log_det = torch.where(measured, sd.log(), 0.0).sum(-1)
         else:
             _, whitener, _ = self._factors(x, measured)
             half_log_det = -whitener.diagonal(dim1=-2, dim2=-1).log().sum(-1)
             whitener = whitener * measured[..., None, :]
-            precision = whitener.mT @ whitener
-        return precision, -half_log_det - 0.5 * LOG_2PI * measured.sum(-1, dtype=torch.float64)
+        peak = -half_log_det - 0.5 * LOG_2PI * measured.sum(-1, dtype=torch.float64)
+        return whitener, whitener.mT @ whitener, peak
 
     @torch.no_grad()
-    def derivatives(
-        self, x: Tensor, theta: Tensor, precision: Tensor | None = None, peak: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def derivatives(self, x: Tensor, theta: Tensor, *prepared: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """s, C⁻¹ r and C⁻¹, where the mean is θ itself and C does not depend on it.
 
         Arguments:
             x: Observations, shape (*batch, *event_shape).
             theta: Values of :attr:`parameter_names`, shape (*batch, P_m).
-            precision: What :meth:`prepare` returned for x, as ``peak``.
-            peak: What :meth:`prepare` returned for x, as ``precision``.
+            prepared: What :meth:`prepare` returned for x.
         """
         theta, x = theta.to(torch.float64), x.to(torch.float64) if self.event_shape else x.to(torch.float64)[..., None]
         if self.allows_missing:
-            residual = torch.where(x.isnan(), 0.0, x) - theta
-            precision, peak = self._marginal(x) if precision is None or peak is None else (precision, peak)
-            score = whiten(precision, residual)
-            return peak - 0.5 * (torch.where(x.isnan(), 0.0, residual) * score).sum(-1), score, precision
+            whitener, precision, peak = prepared or self._marginal(x)
+            z = whiten(whitener, torch.where(x.isnan(), 0.0, x - theta))
+            return peak - 0.5 * z.square().sum(-1), whiten(whitener.mT, z), precision
         value = self._log_density(x - theta, theta, None, x.shape[-1])
         if self._diagonal:
             weight = self._sd(theta)[0] ** -2

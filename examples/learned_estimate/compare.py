@@ -41,8 +41,9 @@ class Settings:
     """How much to do: seeds, steps of learning and of fine-tuning, and test data sets (points x repeats)."""
 
     seeds: int = 3
-    steps: int = 350
-    tuning: int = 120
+    batches: int = 300
+    epochs: int = 4
+    tuning: int = 100
     points: int = 20
     repeats: int = 20
     numbers: tuple[int, ...] = (1, 10, 100)
@@ -50,7 +51,7 @@ class Settings:
     sets: int = 64
 
 
-QUICK = Settings(seeds=1, steps=120, tuning=20, points=10, repeats=10, numbers=(1, 10))
+QUICK = Settings(seeds=1, batches=100, epochs=2, tuning=20, points=10, repeats=10, numbers=(1, 10))
 
 
 @dataclass
@@ -85,8 +86,9 @@ def compare(settings: Settings) -> Results:
 
 
 def _learned(settings: Settings, seed: int, out: Results, step: Any) -> dict[str, dict[str, Any]]:
-    single = Plan(settings.steps, 10 * settings.sets, 1)
-    sets = Plan(settings.steps, settings.sets, 10)
+    single = Plan(settings.batches, 10 * settings.sets, 1, settings.epochs)
+    sets = Plan(settings.batches, settings.sets, 10, settings.epochs)
+    joint = Plan(settings.batches, settings.sets, 10)
     tuning = Plan(settings.tuning, settings.sets, 10, rate=1e-3)
     ways = {way: untrained(seed) for way in "abc"}
     for way, plan in (("a", single), ("b", sets)):
@@ -94,7 +96,7 @@ def _learned(settings: Settings, seed: int, out: Results, step: Any) -> dict[str
         out.seconds.setdefault(way, []).append(learn_alone(ways[way], plan, 1000 + seed))
         out.observations[way] = plan.observations
     ways["d"] = copy.deepcopy(ways["a"])
-    for way, plan, before in (("c", sets, 0.0), ("d", tuning, out.seconds["a"][-1])):
+    for way, plan, before in (("c", joint, 0.0), ("d", tuning, out.seconds["a"][-1])):
         step(f"seed {seed}: learning {way}")
         seconds, losses = learn_jointly(ways[way], plan, 2000 + seed)
         out.seconds.setdefault(way, []).append(before + seconds)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, ScalarFormatter
 
 from examples.learned_estimate.scores import LEVEL, Score, summary
 
@@ -49,20 +49,23 @@ def draw_figure(scores: Scores) -> Figure:
         _panel(grid[1, 2], together, lambda s: s.coverage[0], "Both: 68 % intervals of f", "Coverage")
         for axes, names in zip(grid[1, :2], alone, strict=True):
             _panel(axes, scores[names], lambda s: s.mse, f"The {names[0]} alone: error of θ̂", "MSE / Cramér–Rao bound")
-        for axes in (grid[0, 0], grid[1, 0], grid[1, 1]):
+        for axes in grid[0]:
+            axes.set_ylim(bottom=0.0)
+        for axes in grid[1, :2]:
             axes.set_yscale("log")
-            axes.axhline(1.0, color="#999999", linewidth=0.8, zorder=0)
-        high = max(axes.get_ylim()[1] for axes in (grid[0, 0], grid[1, 0], grid[1, 1]))
-        for axes in (grid[0, 0], grid[1, 0], grid[1, 1]):
-            axes.set_ylim(0.7, high)
-        grid[0, 1].set_ylim(bottom=0.0)
-        grid[0, 2].set_ylim(bottom=0.0)
-        grid[0, 2].axhline(1.0, color="#999999", linewidth=0.8, zorder=0)
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+            axes.set_ylim(0.7, 1.5 * max(s.mse for names in alone for s in _every(scores[names])))
         grid[1, 2].set_ylim(0.3, 1.02)
-        grid[1, 2].axhline(LEVEL, color="#999999", linewidth=0.8, zorder=0)
+        for axes, right in zip(grid.flat, (1.0, None, 1.0, 1.0, 1.0, LEVEL), strict=True):
+            if right is not None:
+                axes.axhline(right, color="#999999", linewidth=0.8, zorder=0)
         handles, labels = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
     return figure
+
+
+def _every(ways: Mapping[str, Mapping[int, list[Score]]]) -> list[Score]:
+    return [s for by_number in ways.values() for found in by_number.values() for s in found]
 
 
 def _panel(

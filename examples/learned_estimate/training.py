@@ -43,17 +43,18 @@ class Standardise(nn.Module):
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to learn: ``steps`` of Adam, each on ``sets`` new sets of ``N`` observations of one θ."""
+    """How long to learn: on ``batches`` of ``sets`` sets of ``N`` observations of one θ, each seen ``epochs`` times."""
 
-    steps: int
+    batches: int
     sets: int
     N: int
+    epochs: int = 1
     rate: float = 1e-2
 
     @property
     def observations(self) -> int:
         """Simulated observations of each modality."""
-        return self.steps * self.sets * self.N
+        return self.batches * self.sets * self.N
 
 
 def untrained(seed: int) -> dict[str, Quadratic]:
@@ -76,13 +77,14 @@ def learn_alone(modalities: Mapping[str, Quadratic], plan: Plan, seed: int) -> f
     for name, modality in modalities.items():
         generator = torch.Generator().manual_seed(seed)
         adam, schedule = _optimiser(modality, plan)
-        for _ in range(plan.steps):
-            theta = draw(plan.sets, generator, inside=False)  # the loss wants the whole normal density
-            x = simulate([name], theta, plan.N, generator)[name]
-            adam.zero_grad()
-            modality.loss(x, theta).backward()
-            adam.step()
-            schedule.step()
+        theta = draw(plan.batches * plan.sets, generator, inside=False)  # the loss wants the whole normal density
+        x = simulate([name], theta, plan.N, generator)[name]
+        for _ in range(plan.epochs):
+            for rows in torch.randperm(len(theta), generator=generator).split(plan.sets):
+                adam.zero_grad()
+                modality.loss(x[rows], theta[rows]).backward()
+                adam.step()
+                schedule.step()
     return time.process_time() - began
 
 
@@ -92,14 +94,16 @@ def learn_jointly(modalities: Mapping[str, Quadratic], plan: Plan, seed: int) ->
     layer = EstimationLayer(SPACE, modalities, screen=0)  # concave: the one start that is given will do
     generator = torch.Generator().manual_seed(seed)
     adam, schedule = _optimiser(layer, plan)
-    for _ in range(plan.steps):
-        theta = draw(plan.sets, generator, inside=True)
-        loss = loss_of_estimate(layer, simulate(modalities, theta, plan.N, generator), theta)
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        schedule.step()
-        losses.append(loss.item())
+    theta = draw(plan.batches * plan.sets, generator, inside=True)
+    data = simulate(modalities, theta, plan.N, generator)
+    for _ in range(plan.epochs):
+        for rows in torch.randperm(len(theta), generator=generator).split(plan.sets):
+            loss = loss_of_estimate(layer, {name: x[rows] for name, x in data.items()}, theta[rows])
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            schedule.step()
+            losses.append(loss.item())
     return time.process_time() - began, losses
 
 
@@ -112,4 +116,4 @@ def loss_of_estimate(layer: EstimationLayer, data: Mapping[str, Tensor], theta: 
 
 def _optimiser(module: nn.Module, plan: Plan) -> tuple[torch.optim.Adam, torch.optim.lr_scheduler.OneCycleLR]:
     adam = torch.optim.Adam(module.parameters(), lr=plan.rate)
-    return adam, torch.optim.lr_scheduler.OneCycleLR(adam, plan.rate, total_steps=plan.steps)
+    return adam, torch.optim.lr_scheduler.OneCycleLR(adam, plan.rate, total_steps=plan.epochs * plan.batches)

@@ -696,7 +696,7 @@ def test_equalities_have_no_unconstrained_coordinates(constraints, words):
 
 
 def test_the_density_of_coordinates_integrates_to_the_priors_mass():
-    """Two uniform fractions: p(z) = |df/dz| is a density; of a 2 × 2 matrix: draws of z from it give the law of θ back."""
+    """Two uniform fractions: p(z) = |df/dz| is a density."""
     space = ParameterSpace(uniform("f", "g"), [Simplex(["f", "g"])])
     z = torch.linspace(-40, 40, 20_001).double()[:, None]
     density = (space.log_prior(space.to_natural(z)) + space.log_abs_det_jacobian(z)).exp()

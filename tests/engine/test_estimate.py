@@ -681,7 +681,7 @@ def test_an_unknown_kind_of_covariance_or_interval_is_refused_with_those_there_a
     fit = surface(lambda t: -(t[..., 0] ** 2), [Parameter("a")])
     with pytest.raises(EstimateError, match="observed, expected, godambe, got 'fisher'"):
         fit.uncertainty("fisher")
-    with pytest.raises(EstimateError, match="'profile' or 'wald', got 'bootstrap'"):
+    with pytest.raises(EstimateError, match="'profile', 'boundary' or 'wald', got 'bootstrap'"):
         fit.interval("a", method="bootstrap")
     with pytest.raises(ParameterError, match="no parameter 'z'"):
         fit["z"]

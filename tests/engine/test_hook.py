@@ -453,6 +453,29 @@ def test_a_closed_form_that_writes_to_x_is_refused():
         term(Writing()).derivatives(normals(3, 2))
 
 
+def test_rounding_where_a_parameter_has_no_say_is_no_fault():
+    """At b = −a the score and the curvature along one parameter vanish, and their mixed derivative does not."""
+
+    class Product(Modality):
+        def __init__(self, parameter_names=("a", "b")):
+            super().__init__(parameter_names=parameter_names)
+
+        def log_evidence(self, x, theta):
+            return -0.5 * (x - theta[..., 0] * theta[..., 1]) ** 2
+
+        def derivatives(self, x, theta):
+            swapped = theta.flip(-1)
+            residual = x - theta[..., 0] * theta[..., 1]
+            bend = (1.0 + 1e-15) * residual[..., None, None] * theta.new_tensor([[0.0, 1.0], [1.0, 0.0]])
+            information = swapped[..., None] * swapped[..., None, :] - bend
+            return -0.5 * residual**2, residual[..., None] * swapped + 1e-18, information
+
+    theta = torch.tensor([[0.0, 1.3], [0.7, 0.0], [0.0, 1e9]], dtype=F64)
+    for row in theta:
+        t = term(Product())
+        close(*both(t, next(iter(t.blocks())), row[None, None]))
+
+
 def test_nan_away_from_where_it_was_compared_is_named():
     def late(value):
         return lambda s, u, J: (s, torch.where(s[..., None].abs() > 5.0, value, u), J)

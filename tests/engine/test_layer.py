@@ -2,7 +2,6 @@
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,7 +20,7 @@ from engine.estimate import estimate
 from engine.evidence import Evidence
 from engine.limits import Limits
 from engine.modality import Modality
-from modalities import Gaussian, PoissonCounts
+from modalities import Gaussian
 
 NAMES = ("a", "b", "c")
 NAN, INF = math.nan, math.inf
@@ -130,7 +129,9 @@ class Case:
             {
                 "type": kind,
                 "fun": lambda t, i=i: self.sides(torch.from_numpy(t), limits)[i].numpy(),
-                "jac": lambda t, i=i: torch.func.jacrev(lambda t: self.sides(t, limits)[i])(torch.from_numpy(t)).numpy(),
+                "jac": lambda t, i=i: torch.func.jacrev(lambda t: self.sides(t, limits)[i])(
+                    torch.from_numpy(t)
+                ).numpy(),
             }
             for i, kind in enumerate(("ineq", "eq"))
             if self.sides(self.space.interior, limits)[i].numel()
@@ -246,6 +247,23 @@ def nearly(side):
     return boxed({"a": {"upper": theta[0] + side * 1e-6 * sd}}, () if side > 0 else (0,))
 
 
+def nearly_in_row(side):
+    """The same of a + 2 b ≤ limit."""
+    free = boxed({}, ())
+    theta = free.independent()[0]
+    C = free.found()[0].covariance[0]
+    way = tensor([1.0, 2.0, 0.0])
+    upper = way @ theta + side * 1e-6 * (way @ C @ way).sqrt()
+    limits = {"budget": {"upper": upper, "coefficients": tensor([1.0, 2.0])}}
+
+    def sides(theta, limits):
+        a, b = limits["budget"]["coefficients"]
+        return (limits["budget"]["upper"] - a * theta[0] - b * theta[1])[None], theta[:0]
+
+    space = space_of(NAMES, Linear({"a": 1, "b": 2}, upper=9.0, name="budget"))
+    return Case(space, free.modalities, free.data, limits, sides, () if side > 0 else (0,))
+
+
 def simplex(shift, active):
     names = ("a", "b", "c", "d")
     space = ParameterSpace([Parameter(n) for n in names], [Simplex(names, name="mixture")])
@@ -332,6 +350,8 @@ CASES: dict[str, tuple[Callable[[], Case], bool]] = {  # and whether constraints
     "an indefinite Hessian": (lambda: boxed({"a": {"upper": tensor(1.0), "lower": tensor(0.2)}}, (1,), SADDLE), True),
     "a slack of 1e-6": (lambda: nearly(1.0), False),
     "a multiplier of 1e-6": (lambda: nearly(-1.0), True),
+    "a slack of 1e-6 in a row": (lambda: nearly_in_row(1.0), False),
+    "a multiplier of 1e-6 in a row": (lambda: nearly_in_row(-1.0), True),
     "two fractions of zero": (lambda: simplex([0.0, 0.0, 0.0, 0.0], (0, 2)), True),
     "a vertex of the simplex": (lambda: simplex([4.0, 0.0, -1.0, -1.0], (1, 2, 3)), True),
     "one inequality and one equality": (lambda: rows([0.0, -4.0, 0.0, -3.0], (1,)), True),
@@ -352,7 +372,6 @@ def test_estimate_and_gradients_are_exact(name):
     unit = case.information(theta, case.inputs()).diagonal().abs().rsqrt()
     off = float(((case.found()[0].theta[0].detach() - theta) / unit).abs().max())
     errors, naive = case.errors(theta)
-    print(f"{name}: θ̂ {off:.1e}, gradients {max(errors.values()):.1e}, naive {min(naive.values()):.2f}")
     assert off < 1e-8
     assert max(errors.values()) < (1e-6 if name in CONIC else 1e-7)
     assert not bites or min(naive.values()) > 0.05
@@ -507,8 +526,8 @@ def test_data_set_of_which_nothing_is_left_is_not_identified():
     x, mask = some_sets(3), torch.ones(3, 4, dtype=torch.bool)
     mask[1] = False
     fits = layer.estimate({"pair": x}, mask={"pair": mask})
-    assert [str(s) for s in fits.status] == ["at_bound", "not_identified", "at_bound"] or fits.theta[1].isnan().all()
     assert fits.status[1] == "not_identified"
+    assert fits.theta[1].isnan().all()
     assert torch.isfinite(fits.theta[[0, 2]]).all()
 
 
@@ -538,7 +557,6 @@ def test_bad_data_sets_disturb_no_others(kind, failed):
     kept = [good.requires_grad_(), lower.detach()[fine].requires_grad_(), upper.detach()[fine].requires_grad_()]
     clean = layer.estimate({"pair": kept[0]}, limits={"a": {"lower": kept[1], "upper": kept[2]}})
 
-    assert [str(s) for s in fits.status][:5:2] != ["failed"] * 3
     assert fits.status[1] == "failed"
     assert "−∞" in fits.reason[1]
     assert fits.status[3] == "not_identified"
@@ -692,7 +710,9 @@ def test_float32_plugin_with_many_observations_has_an_answer():
     x = observations(3, N=20_000, seed=3)
     space = ParameterSpace([Parameter(n, bounds=(-4.0, 4.0)) for n in NAMES])
     networks = [Network(CURVATURE, seed=3, dtype=d) for d in (torch.float32, torch.float64)]
-    coarse, fine = (EstimationLayer(space, {"net": n}, screen=0)({"net": x}, start=0.5 + torch.zeros(3)) for n in networks)
+    coarse, fine = (
+        EstimationLayer(space, {"net": n}, screen=0)({"net": x}, start=0.5 + torch.zeros(3)) for n in networks
+    )
     assert (coarse - fine).abs().max() < 1e-5
 
 
@@ -720,14 +740,14 @@ def test_layer_is_a_module_like_any_other():
 
 def test_plugin_may_be_called_what_modules_call_their_own():
     x = many_sets(1)[0]
-    networks = {name: Network(CURVATURE, seed=i) for i, name in enumerate(("keys", "training", "a.b", "a:b"))}
+    networks = {n: Network(CURVATURE, seed=i) for i, n in enumerate(("keys", "training", "a.b", "a:b", "plugin:a:b"))}
     space = space_of(NAMES)
     layer = EstimationLayer(space, networks, screen=64)
-    plain = EstimationLayer(space, dict(zip("pqrs", networks.values(), strict=True)), screen=64)
+    plain = EstimationLayer(space, dict(zip("pqrst", networks.values(), strict=True)), screen=64)
     data = {name: x + i for i, name in enumerate(networks)}
-    wanted = plain(dict(zip("pqrs", data.values(), strict=True)))
+    wanted = plain(dict(zip("pqrst", data.values(), strict=True)))
     assert (layer(data) - wanted).abs().max() < 1e-12
-    assert len(layer.state_dict()) == 4 * len(networks["keys"].state_dict())
+    assert len(layer.state_dict()) == 5 * len(networks["keys"].state_dict())
 
 
 def test_training_through_the_layer_reduces_the_loss():
@@ -1049,6 +1069,19 @@ class Stubborn(Raises):
         return -0.5 * ((theta[..., 0] - x) / scale) ** 2
 
 
+def test_plugins_that_cannot_be_stacked_say_so():
+    """Seven are evaluated one by one; of eight, one call by vmap."""
+    plugins = {f"p{i}": Stubborn(1.0 + i) for i in range(8)}
+    data = {n: torch.tensor([0.1 * i, 0.3]) for i, n in enumerate(plugins)}
+    layer = EstimationLayer(space_of("a"), plugins)
+    weight = [(1.0 + i) ** -2 for i in range(7)]
+    mean = sum(w * (0.1 * i + 0.3) / 2 for i, w in enumerate(weight)) / sum(weight)
+    data.pop("p7")
+    assert layer(data).item() == pytest.approx(mean, abs=1e-7)
+    with pytest.raises(ModalityError, match=r"'p0', .*'p7' raised RuntimeError in log_evidence: vmap"):
+        layer(data | {"p7": torch.tensor([0.7, 0.3])})
+
+
 def test_same_data_twice_are_refused_unless_allowed():
     x = torch.tensor([[0.3], [0.5]])
     plugins = {n: Gaussian(parameter_names=("a",), sd=1.0, event_shape=(1,)) for n in "pq"}
@@ -1075,7 +1108,9 @@ def test_start_decides_which_maximum_without_screening():
 
 
 def test_start_is_one_of_those_that_are_polished():
-    layer = EstimationLayer(ParameterSpace([Parameter("a", bounds=(-4.0, 4.0))]), {"waves": Waves()}, polish=1, screen=8)
+    layer = EstimationLayer(
+        ParameterSpace([Parameter("a", bounds=(-4.0, 4.0))]), {"waves": Waves()}, polish=1, screen=8
+    )
     assert layer({"waves": tensor([[0.1]])}, start={"a": 1.5}).item() == pytest.approx(1.5, abs=0.1)
 
 

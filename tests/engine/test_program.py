@@ -7,9 +7,12 @@ import pytest
 import torch
 from scipy.optimize import linprog
 
+from engine.active_set import Problem
+from engine.central_path import follow, nearest
 from engine.errors import ParameterError
 from engine.feasible import FeasibleSet, MatrixCone, NormCone
-from engine.program import _interior, _nearest, _Problem, respond, solve
+from engine.implicit import respond
+from engine.program import solve
 
 INF = math.inf
 
@@ -311,8 +314,8 @@ def test_the_interior_point_and_the_distance_find_the_active_constraints_alone()
     E = torch.cat([inside.A.expand(40, 6, 6), inside.C], 1) * unit[:, None, :]
     f, size = torch.cat([inside.b, inside.d.expand(40, 1)], 1), E.norm(dim=-1)
     scaled = J * unit[:, :, None] * unit[:, None, :]
-    whitened = _Problem(scaled, g * unit, inside.lower / unit, inside.upper / unit, E / size[:, :, None], f / size, 6)
-    for method in (_interior, _nearest):
+    whitened = Problem(scaled, g * unit, inside.lower / unit, inside.upper / unit, E / size[:, :, None], f / size, 6)
+    for method in (follow, nearest):
         low, high, on, _, infeasible = method(whitened)
         assert not infeasible.any()
         assert torch.equal(low, found.active_lower)
