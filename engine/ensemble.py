@@ -150,8 +150,7 @@ class _Many:
         if len(items) == self._data.shape[1] and bool((items == torch.arange(len(items))).all()):
             return self._data, self._mask
         if self._picked is None or not torch.equal(self._picked[0], items):
-            x = self._data[:, items]
-            self._picked = (items.clone(), x, None if self._mask is None else self._mask[:, items])
+            self._picked = (items.clone(), *self._term.pick(self._data, items, self._mask))
         return self._picked[1:]
 
     def _local(self, theta: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -160,33 +161,30 @@ def _solve(
 ) -> np.ndarray | None:
     """(z, t) with θ = middle + scale z: the largest t ≤ 1; for a given t the smallest z, or that of the least cost. None
     where there is none."""
-    import clarabel
-
+    clarabel: Any = import_module("clarabel")
     P = len(middle)
-    size = scale.numpy()
-    equal: list[tuple[np.ndarray, float]] = []
-    rows: list[tuple[np.ndarray, float]] = []  # a'(z, t) ≤ b
-    for j, (low, high) in enumerate(
-        zip((inside.lower - middle).tolist(), (inside.upper - middle).tolist(), strict=True)
-    ):
-        if low >= high:
-            equal.append((_unit(P, j), low / size[j]))
-            continue
-        if math.isfinite(low):
-            rows.append((-_unit(P, j, -1.0), -low / size[j]))
-        if math.isfinite(high):
-            rows.append((_unit(P, j, 1.0), high / size[j]))
-    for row, right in zip((inside.A * scale).numpy(), (inside.b - inside.A @ middle).tolist(), strict=True):
-        norm = float(np.linalg.norm(row))
-        rows.append((np.append(row / norm, 1.0), right / norm))
-    for row, right in zip((inside.C * scale).numpy(), (inside.d - inside.C @ middle).tolist(), strict=True):
-        norm = float(np.linalg.norm(row))
-        equal.append((np.append(row / norm, 0.0), right / norm))
+    low, high = (((end - middle) / scale).numpy() for end in (inside.lower, inside.upper))
+    fixed = low >= high
+    below, above = np.isfinite(low) & ~fixed, np.isfinite(high) & ~fixed
+    each: Any = sparse.csr_array(sparse.identity(P))
+
+    def with_margin(rows: Any, margin: float) -> Any:
+        return sparse.hstack([rows, np.full((rows.shape[0], 1), margin)])
+
+    def scaled(rows: Tensor, right: Tensor, margin: float) -> tuple[Any, np.ndarray]:
+        unit = (rows * scale).norm(dim=-1)
+        matrix = sparse.csr_array((rows * scale / unit[:, None]).numpy())
+        return with_margin(matrix, margin), ((right - rows @ middle) / unit).numpy()
+
     top = _unit(P, P)
-    (rows if margin is None else equal).append((top, 1.0 if margin is None else margin))
-    blocks = [np.array([a for a, _ in part]).reshape(-1, P + 1) for part in (equal, rows)]
-    right = [np.array([b for _, b in part]) for part in (equal, rows)]
-    cones = [clarabel.ZeroConeT(len(equal)), clarabel.NonnegativeConeT(len(rows))]
+    limit = sparse.csr_array(top[None]), np.array([1.0 if margin is None else margin])
+    equal = [(with_margin(each[fixed], 0.0), low[fixed]), scaled(inside.C, inside.d, 0.0)]
+    rows = [(with_margin(-each[below], 1.0), -low[below]), (with_margin(each[above], 1.0), high[above])]
+    rows.append(scaled(inside.A, inside.b, 1.0))  # a'(z, t) ≤ b
+    (rows if margin is None else equal).append(limit)
+    blocks: list[Any] = [a for a, _ in (*equal, *rows)]
+    right = [b for _, b in (*equal, *rows)]
+    cones = [clarabel.ZeroConeT(sum(len(b) for _, b in equal)), clarabel.NonnegativeConeT(sum(len(b) for _, b in rows))]
     for cone in inside.cones:
         if isinstance(cone, MatrixCone):
             n = cone.linear.shape[0]
@@ -210,9 +208,9 @@ def _solve(
     quadratic = np.zeros(P + 1) if margin is None or cost is not None else np.append(np.ones(P), 0.0)
     linear = (-top if margin is None else np.zeros(P + 1)) if cost is None else cost
     solution = clarabel.DefaultSolver(
-        sparse.csc_matrix(np.diag(quadratic)),
+        sparse.csc_matrix(sparse.diags_array(quadratic)),
         linear,
-        sparse.csc_matrix(np.vstack(blocks)),
+        sparse.csc_matrix(sparse.vstack(blocks)),
         np.concatenate(right),
         cones,
         settings,

@@ -119,8 +119,7 @@ def starting_points(
         given[:, idle] = middle[idle]
     if screen == 0:
         assert given is not None
-        fine = torch.isfinite(objective.value(given, torch.arange(B)))
-        return Starts(given[fine], fine.nonzero()[:, 0])
+        return Starts(given, torch.arange(B))
     u = torch.quasirandom.SobolEngine(P, scramble=True, seed=seed).draw(screen, dtype=torch.float64)
     u = torch.cat([torch.full((1, P), 0.5, dtype=torch.float64), u.clamp(1e-9, 1 - 1e-9)])
     theta = moved_inside(inside, middle, space.scale, space.quantile(u.numpy()), u.numpy())
@@ -203,7 +202,8 @@ def search(objective: Objective, starts: Starts, inside: FeasibleSet, finish: fl
                 theta,
                 inside.rows(owner),
                 objective.parameters.scale,
-                value=lambda t, rows, own=owner: objective.value(t, own[rows]),
+                # a concave S that is stationary on one side of a kink has its maximum there
+                value=None if objective.concave else lambda t, rows, own=owner: objective.value(t, own[rows]),
                 finish=finish,
             )
         )

@@ -394,6 +394,17 @@ class Term:
             kept = self._prepared[x] = (x._version, [torch.stack(tensors) for tensors in zip(*made, strict=True)])
         return kept[1]
 
+    def pick(self, x: Tensor, items: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Data sets ``items`` of x (G, K, B, *event) and their mask, with what is kept of them, so that it is not made anew."""
+        part, here = x[:, items], None if mask is None else mask.expand(x.shape[:3])[:, items]
+        whole, filled = self._counted(x, x, mask)[0], part
+        if here is not None:
+            filled = part if whole is x else whole[:, items]
+            self._filled[part] = (here, (part._version, here._version), None if whole is x else filled)
+        if self.closed and (known := self._prepare(whole)):
+            self._prepared[filled] = (filled._version, [t[:, items] for t in known])
+        return part, here
+
     def pairs(self, x: Tensor, theta: Tensor) -> Tensor:
         """s of single pairs: x (B, *event), θ (B, P_m) -> (B,)."""
         return self.scalars(x[None, None], theta[None, None, :])[0, 0]

@@ -130,7 +130,8 @@ class _Judge:
         left = torch.where(J.diagonal(dim1=-2, dim2=-1) == 0, 0.0, left).norm(dim=-1)
         # along a curved ridge, J holds the score that is left over
         rank = (3.0 * left).clamp_min(1e-5 if self.objective.coarse else 1e-10)
-        held = [self._held(face, b) if bool(good[b]) else {} for b in range(self.B)]
+        some = good & torch.cat([face.lower, face.upper, face.rows, face.cones], 1).any(-1)
+        held = [self._held(face, b) if some[b] else {} for b in range(self.B)]
         C = self._covariances(J, face, rank, theta, good, held)
         for b in good.nonzero()[:, 0].tolist():
             if self.status[b] is Status.FAILED:
@@ -185,7 +186,7 @@ class _Judge:
         if len(value):
             higher = good & (value[self.highest.clamp_min(0)] > value[rows] + slack[rows])
         for b in (~good | higher).nonzero()[:, 0].tolist():
-            if int(self.searches[b]) == 0:
+            if int(self.highest[b]) < 0:
                 tried = f"all {self.screened} points of the prior that were tried" if self.screened else "the start"
                 self.reason[b] = f"S is −∞ at {tried}; check bounds and data"
                 continue
@@ -332,10 +333,16 @@ class _Judge:
 
         def S(distance: Tensor, some: Tensor) -> Tensor:
             """S at a distance along some of the moves, a mask (n, 2P); shape (their number,)."""
-            flat_rows = some.reshape(-1).nonzero()[:, 0]
-            end = start[flat_rows] + distance[some][:, None] * moves[some]
-            end = torch.minimum(torch.maximum(end, own.rows(flat_rows).lower), own.rows(flat_rows).upper)
-            return self.objective.value(end, rows[flat_rows // (2 * P)])
+            out = torch.zeros(n, 2 * P, dtype=torch.float64)
+            for k in range(2 * P):  # one move at a time: every data set then takes part once, as it lies in memory
+                use = some[:, k].nonzero()[:, 0]
+                if not len(use):
+                    continue
+                sets = self.inside.rows(rows[use])
+                end = at[use] + distance[use, k, None] * moves[use, k]
+                end = torch.minimum(torch.maximum(end, sets.lower), sets.upper)
+                out[use, k] = self.objective.value(end, rows[use])
+            return out[some]
 
         expected = 0.5 * reach**2
         drop = torch.zeros_like(reach)

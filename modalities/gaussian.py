@@ -17,7 +17,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.errors import ModalityError
 from engine.modality import Modality
@@ -35,7 +35,8 @@ class Gaussian(Exact, Modality):
 
     Arguments:
         mean: The expected data, a function or ``nn.Module`` called as ``mean(theta, **inputs)`` with θ of
-            shape (*batch, P_m), returning (*batch, D); None for θ itself, so that D = P_m.
+            shape (*batch, P_m), returning (*batch, D); None for θ itself, so that D = P_m. With None or an
+            ``nn.Linear`` and known errors s is a concave quadratic form, whose derivatives are written down.
         parameter_names: The components of θ, in the order the functions index them.
         covariance: A symmetric positive definite matrix (D, D), or a function called like ``mean`` that
             returns (*batch, D, D).
@@ -112,13 +113,18 @@ class Gaussian(Exact, Modality):
 
     @property
     def concave(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the mean is θ itself and the errors are known: s is a quadratic form then."""
-        return self.mean.function is None and not self._varies
+        """Whether the mean is affine in θ and the errors are known: s is a quadratic form then."""
+        return self._affine and not self._varies
+
+    @property
+    def _affine(self) -> bool:
+        """Whether the mean is θ itself, or an ``nn.Linear`` of it."""
+        return self.mean.function is None or type(self.mean.function) is nn.Linear
 
     @property
     def has_derivatives(self) -> bool:
         """Whether s is a quadratic form of θ; with a function inside, no closed form is faster than differentiation."""
-        quadratic = self.mean.function is None and not self._varies
+        quadratic = self._affine and not self._varies
         return super().has_derivatives and (quadratic or type(self).derivatives is not Gaussian.derivatives)
 
     def log_evidence(self, x: Tensor, theta: Tensor) -> Tensor:
@@ -194,7 +200,7 @@ class Gaussian(Exact, Modality):
 
     @torch.no_grad()
     def derivatives(self, x: Tensor, theta: Tensor, *prepared: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """s, C⁻¹ r and C⁻¹, where the mean is θ itself and C does not depend on it.
+        """s, W'C⁻¹r and W'C⁻¹W, where the mean is Wθ + c and C does not depend on θ.
 
         Arguments:
             x: Observations, shape (*batch, *event_shape).
@@ -202,16 +208,27 @@ class Gaussian(Exact, Modality):
             prepared: What :meth:`prepare` returned for x.
         """
         theta, x = theta.to(torch.float64), x.to(torch.float64) if self.event_shape else x.to(torch.float64)[..., None]
+        residual = x - self.mean(theta)
         if self.allows_missing:
             whitener, precision, peak = prepared or self._marginal(x)
-            z = whiten(whitener, torch.where(x.isnan(), 0.0, x - theta))
-            return peak - 0.5 * z.square().sum(-1), whiten(whitener.mT, z), precision
-        value = self._log_density(x - theta, theta, None, x.shape[-1])
+            z = whiten(whitener, torch.where(x.isnan(), 0.0, residual))
+            return peak - 0.5 * z.square().sum(-1), *self._pulled_back(whiten(whitener.mT, z), precision)
         if self._diagonal:
-            weight = self._sd(theta)[0] ** -2
-            return value, weight * (x - theta), torch.diag_embed(weight)
+            sd = self._sd(theta)[0]
+            z = residual / sd
+            value = -0.5 * z.square().sum(-1) - sd.log().sum(-1) - 0.5 * LOG_2PI * x.shape[-1]
+            return value, *self._pulled_back(z / sd, sd**-2)
+        value = self._log_density(residual, theta, None, x.shape[-1])
         precision = self.whitener.mT @ self.whitener
-        return value, whiten(precision, x - theta), precision
+        return value, *self._pulled_back(whiten(precision, residual), precision)
+
+    def _pulled_back(self, slope: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
+        """From the mean (*batch, D) and its precision, a matrix or a diagonal, to θ."""
+        diagonal = precision.dim() == 1
+        if self.mean.function is None:
+            return slope, torch.diag_embed(precision) if diagonal else precision
+        W = self.mean.function.weight.to(torch.float64)  # pyright: ignore[reportFunctionMemberAccess]
+        return slope @ W, W.mT @ (precision[:, None] * W if diagonal else precision @ W)
 
     @torch.no_grad()
     def simulate(self, theta: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -45,7 +45,7 @@ def draw_figure(scores: Scores) -> Figure:
         together = scores[both]
         _panel(grid[0, 0], together, lambda s: s.mse, "Both modalities: error of θ̂", "MSE / Cramér–Rao bound")
         _panel(grid[0, 1], together, lambda s: s.bias, "Both: bias of θ̂", "RMS bias  [standard errors]")
-        _panel(grid[0, 2], together, lambda s: s.pull[0], "Both: claimed error of f", "Pull width, (f̂ − f) / claimed error")
+        _panel(grid[0, 2], together, lambda s: s.pull[0], "Both: claimed error of f", "Pull width  [claimed errors]")
         _panel(grid[1, 2], together, lambda s: s.coverage[0], "Both: 68 % intervals of f", "Coverage")
         for axes, names in zip(grid[1, :2], alone, strict=True):
             _panel(axes, scores[names], lambda s: s.mse, f"The {names[0]} alone: error of θ̂", "MSE / Cramér–Rao bound")
@@ -71,13 +71,13 @@ def _every(ways: Mapping[str, Mapping[int, list[Score]]]) -> list[Score]:
 def _panel(
     axes: Axes, ways: Mapping[str, Mapping[int, list[Score]]], what: Callable[[Score], float], title: str, unit: str
 ) -> None:
-    shift = {way: 1.04 ** (i - (len(ways) - 1) / 2) for i, way in enumerate(ways)}  # so that error bars lie side by side
-    for way, by_number in ways.items():
+    for i, (way, by_number) in enumerate(ways.items()):
+        shift = 1.04 ** (i - (len(ways) - 1) / 2)  # so that error bars lie side by side
         colour, marker, dashes = STYLE[way]
         N = sorted(by_number)
         found = [summary([what(s) for s in by_number[n]]) for n in N]
         axes.errorbar(
-            [n * shift[way] for n in N],
+            [n * shift for n in N],
             [s.value for s in found],
             [s.error for s in found],
             color=colour,

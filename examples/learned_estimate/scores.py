@@ -46,18 +46,16 @@ class Score:
 
 @dataclass(frozen=True)
 class Summary:
-    """A mean over seeds and its standard error."""
+    """A mean over seeds and its standard error; 0 where that is not known."""
 
     value: float
     error: float
 
     def __str__(self) -> str:
-        return f"{self.value:.2f} ± {self.error:.2f}"
+        return f"{self.value:.2f} ± {self.error:.2f}" if self.error else f"{self.value:.2f}"
 
 
-def score(
-    modalities: Mapping[str, Modality], data: Mapping[str, Tensor], theta: Tensor, *, intervals: bool
-) -> Score:
+def score(modalities: Mapping[str, Modality], data: Mapping[str, Tensor], theta: Tensor, *, intervals: bool) -> Score:
     """Estimate every data set and compare with the θ that made it.
 
     Arguments:
@@ -68,7 +66,7 @@ def score(
     """
     K, R, N = next(iter(data.values())).shape[:3]
     flat = {name: x.flatten(0, 1) for name, x in data.items()}
-    search: dict[str, Any] = {"screen": 256}
+    search: dict[str, Any] = {"screen": 64}
     if all(modalities[name].concave for name in data):
         search = {"screen": 0, "start": CENTRE}
     fits = estimate_many(SPACE, modalities, flat, progress=False, **search)

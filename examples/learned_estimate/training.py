@@ -32,6 +32,9 @@ _WIDTH = 64
 class Standardise(nn.Module):
     """(x − mean) / sd of some examples, (n, D) -> (n, D)."""
 
+    mean: Tensor
+    sd: Tensor
+
     def __init__(self, x: Tensor) -> None:
         super().__init__()
         self.register_buffer("mean", x.mean(0).to(torch.float32))

@@ -387,6 +387,24 @@ def test_what_a_plugin_makes_of_x_is_made_once_and_again_where_x_has_changed():
     assert len(t._prepared) <= 2  # of the block of its own, and of nothing that is gone
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_some_of_the_data_sets_keep_what_was_made_of_all(masked):
+    modality = Prepared()
+    t = term(modality)
+    x, theta = normals(1, 5, 4, seed=2), normals(1, 5, 2)
+    mask = (normals(1, 5, 4) > 0) if masked else None
+    if mask is not None:
+        x = torch.where(mask, x, math.nan)
+    whole = t._block_derivatives(x, theta, mask)
+    made, items = modality.prepared, torch.tensor([3, 0, 3])
+    part, here = t.pick(x, items, mask)
+    assert torch.equal(part.nan_to_num(), x[:, items].nan_to_num())
+    some = t._block_derivatives(part, theta[:, items], here)
+    assert modality.prepared == made
+    for all_of_them, few in zip(whole, some, strict=True):
+        assert torch.allclose(few, all_of_them[:, items], rtol=1e-14)
+
+
 def test_a_value_is_the_closed_one_only_where_no_gradient_is_asked_for():
     modality = Prepared()
     t = term(modality)

@@ -218,3 +218,41 @@ def test_a_mean_that_returns_something_else_is_named(mean, message):
     gaussian = Gaussian(mean, parameter_names=("a", "b"), sd=[1.0, 1.0, 1.0])
     with pytest.raises(ModalityError, match=message):
         gaussian(torch.zeros(3), torch.zeros(5, 2))
+
+
+def linear_pair(missing=False, **errors):
+    """The same affine mean as an nn.Linear, which has a closed form, and as a function, which is differentiated."""
+    g = torch.Generator().manual_seed(2)
+    map_ = torch.nn.Linear(3, 5, dtype=torch.float64)
+    with torch.no_grad():
+        map_.weight.copy_(torch.randn(5, 3, generator=g, dtype=torch.float64))
+        map_.bias.copy_(torch.randn(5, generator=g, dtype=torch.float64))
+    names = ("a", "b", "c")
+    closed = Gaussian(map_, parameter_names=names, event_shape=(5,), missing=missing, **errors)
+    plain = Gaussian(lambda t: map_(t), parameter_names=names, event_shape=(5,), missing=missing, **errors)
+    return closed, plain
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("errors", ["sd", "covariance"])
+def test_a_linear_mean_has_the_derivatives_of_the_same_function(errors, missing):
+    given = {"sd": [0.5, 1.0, 2.0, 0.1, 3.0]}
+    if errors == "covariance":
+        root = torch.randn(5, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+        given = {"covariance": root @ root.mT + torch.eye(5)}
+    closed, plain = linear_pair(missing, **given)
+    assert closed.has_derivatives
+    assert closed.concave
+    assert not plain.has_derivatives
+    x = torch.randn(4, 7, 5, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    if missing:
+        x[0, 0, 1] = x[2, 3, 4] = torch.nan
+    theta = torch.randn(4, 1, 3, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    s, score, information = closed.derivatives(x, theta)
+    leaf = theta.expand(4, 7, 3).clone().requires_grad_()
+    value = plain(x, leaf)
+    (gradient,) = torch.autograd.grad(value.sum(), leaf, create_graph=True)
+    rows = [torch.autograd.grad(gradient[..., j].sum(), leaf, retain_graph=True)[0] for j in range(3)]
+    assert torch.allclose(s, value, rtol=1e-12)
+    assert torch.allclose(score, gradient, rtol=1e-11, atol=1e-11)
+    assert torch.allclose(information.expand(4, 7, 3, 3), -torch.stack(rows, -1), rtol=1e-11, atol=1e-11)
