@@ -346,11 +346,17 @@ class _Judge:
 
         expected = 0.5 * reach**2
         drop = torch.zeros_like(reach)
-        drop[live] = top[rows][:, None].expand_as(reach)[live] - S(reach, live)
-        flat = (reach > 0.3) & (drop < 0.01 * expected)
+        first = live.clone()
+        if self.objective.concave:  # it never levels off; what is steep on one side is looked at on the other
+            first[:, P:] = False
+        for some in (first, live & ~first):
+            some = some if some is first else some & (drop > 25.0 * expected + 0.01)[:, :P].repeat(1, 2)
+            if bool(some.any()):
+                drop[some] = top[rows][:, None].expand_as(reach)[some] - S(reach, some)
+        flat = (reach > 0.3) & (drop < 0.01 * expected) & first
         steep = drop > 25.0 * expected + 0.01
         slow = live & ~flat & (room >= 3.0) & (drop < 0.9 * expected)  # it may level off
-        if not self.objective.concave and bool(slow.any()):  # a concave sum that has fallen goes on falling
+        if not self.objective.concave and bool(slow.any()):
             far = top[rows][:, None].expand_as(reach)[slow] - S(room.clamp_max(3.0), slow)
             flat[slow] = far < 0.5
         steep = (steep[:, :P] & steep[:, P:]).repeat(1, 2)

@@ -143,11 +143,8 @@ def tables(results: Results) -> str:
     for way in "abcd":
         seconds = statistics.fmean(results.seconds[way])
         lines.append(f"{LABELS[way]:38}{seconds:>14.1f}{results.observations[way]:>14,}")
-    lines += [
-        "",
-        f"{'both modalities':38}{'N':>4}{'MSE/CRB':>15}{"less a's":>15}"
-        + f"{'bias':>14}{'pull f, γ':>13}{'cover f, γ':>13}",
-    ]
+    head = ("MSE/CRB", 15), ("less a's", 15), ("bias", 14), ("pull f, γ", 13), ("cover f, γ", 13)
+    lines += ["", f"{'both modalities':38}{'N':>4}" + "".join(f"{title:>{width}}" for title, width in head)]
     for N in both["truth"]:
         for way in both:
             pull, cover = (
