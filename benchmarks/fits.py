@@ -54,7 +54,16 @@ def line(t: Tensor) -> torch.nn.Linear:
 class Problem:
     """M plugins, half counts and half curves, and B simulated data sets of N observations each."""
 
-    def __init__(self, M: int = 20, B: int = 1000, N: int = 1, bins: int = BINS, extra: int = 0, seed: int = 0, linear: bool = True) -> None:
+    def __init__(
+        self,
+        M: int = 20,
+        B: int = 1000,
+        N: int = 1,
+        bins: int = BINS,
+        extra: int = 0,
+        seed: int = 0,
+        linear: bool = True,
+    ) -> None:
         g = torch.Generator().manual_seed(seed)
         t = torch.linspace(0.0, 1.0, bins, dtype=torch.float64)
         self.templates, self.rest, self.times, self.extra, self.linear = [], [], [], extra, linear
@@ -72,7 +81,9 @@ class Problem:
             self.plugins[f"counts-{m}"] = PoissonCounts(
                 background={**samples, "rest": rest}, scale={n: f"from {n}" for n in names}
             )
-            curve: Any = {"mean": decay, "inputs": {"t": self.times[-1]}} if not linear else {"mean": line(self.times[-1])}
+            curve: Any = (
+                {"mean": decay, "inputs": {"t": self.times[-1]}} if not linear else {"mean": line(self.times[-1])}
+            )
             self.plugins[f"curve-{m}"] = Gaussian(parameter_names=("a", "k", "d"), sd=SD, event_shape=(bins,), **curve)
         ranges = {"a": (0.0, 10.0), "b": (0.0, 10.0), "c": (0.0, 10.0), "k": (0.0, 20.0), "d": (-5.0, 5.0)}
         ranges |= dict.fromkeys(more, (0.0, 10.0))
@@ -205,7 +216,8 @@ def compare(rounds: int, B: int, some: int, linear: bool) -> None:
     for i in range(0, B, max(1, B // 50)):
         minuit = vectorised(problem, gradient=True, tolerance=1e-6)(i)
         worst = max(worst, float(((fits.theta[i] - torch.tensor([*minuit.values])) / fits.sd[i]).abs().max()))
-    print(f"  largest difference to iminuit (tolerance 1e-6) {worst:.1e} σ; statuses {', '.join(f'{n} {s}' for s, n in fits.counts().items())}")
+    statuses = ", ".join(f"{n} {s}" for s, n in fits.counts().items())
+    print(f"  largest difference to iminuit (tolerance 1e-6) {worst:.1e} σ; statuses {statuses}")
     print("  pull means " + "  ".join(f"{n} {v:+.3f}" for n, v in zip(NAMES, pulls.mean(0).tolist(), strict=True)))
     print("  pull widths " + "  ".join(f"{n} {v:.3f}" for n, v in zip(NAMES, pulls.std(0).tolist(), strict=True)))
     peak, evaluations = _peak(), float(fits.evaluations.double().mean())

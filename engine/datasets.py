@@ -128,7 +128,7 @@ class DataSets:
         return Part({n: x for n, (x, _) in read.items()}, {n: m for n, (_, m) in read.items()}, stop - start)
 
     def one(self, b: int) -> dict[str, Tensor]:
-        """One data set: plugin -> (N_b, *event_shape), without plugins that have no observation in it."""
+        """Data set ``b``: plugin -> (N_b, *event_shape), without plugins that have no observation in it."""
         out = {}
         for name in self.names:
             x, mask = self._fields[name].read(b, b + 1)
@@ -236,7 +236,7 @@ def _offsets(name: str, offsets: Any, shape: tuple[int, ...]) -> np.ndarray:
         total = shape[0] if shape else 0
         raise ObservationError(
             f"offsets of plugin '{name}' must be integers that rise from 0 to the number of observations, {total}; "
-            f"got {str(given.tolist()):.100}"
+            f"got {given.tolist()!s:.100}"
         )
     return given.astype(np.int64)
 

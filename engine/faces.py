@@ -23,7 +23,7 @@ from torch import Tensor
 from engine.feasible import FeasibleSet, MatrixCone, NormCone
 from engine.program import solve
 
-__all__ = ["Face", "face_at"]
+__all__: list[str] = []  # the machinery of estimates: see engine.estimate
 
 _TOUCH = 1e-10  # standard errors from a row: nearer is on it
 _CONE_TOUCH = 1e-6  # of a matrix's largest eigenvalue, or of a norm cone's radius: cone solvers are not exact

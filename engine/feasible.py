@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-__all__ = ["FeasibleSet", "MatrixCone", "NormCone"]
+__all__: list[str] = []  # what solvers work with: see engine.constraints
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +37,18 @@ class MatrixCone:
         """The least eigenvalue, shape (*batch): not negative inside."""
         return torch.linalg.eigvalsh(self.matrix(theta))[..., 0]
 
-    def size(self, change: Tensor) -> Tensor:
-        """How much changes of the components, shape (P,) and positive, can change the matrix."""
-        return (self.linear.abs() * change).sum(-1).amax()
+    def contains(self, theta: Tensor, change: Tensor) -> Tensor:
+        """Whether points lie inside, shape (*batch), or no further out than small changes (P,) of θ could take them.
+
+        Rows and columns are scaled to a unit diagonal first, so that variances of 1e6 and 1e-6 are held to the same.
+        """
+        at = self.matrix(theta)
+        slack = (self.linear.abs() * change).sum(-1)  # of each entry
+        diagonal = at.diagonal(dim1=-2, dim2=-1)
+        unit = (diagonal.clamp_min(0.0) + slack.diagonal()).clamp_min(1e-300).rsqrt()
+        scaled = at * unit[..., :, None] * unit[..., None, :]
+        room = (slack * unit[..., :, None] * unit[..., None, :]).sum(-1).amax(-1)
+        return torch.linalg.eigvalsh(scaled)[..., 0] >= -room.clamp_min(1e-12)
 
     def reach(self, theta: Tensor, move: Tensor) -> Tensor:
         """The largest t with theta + t move inside, shape (*batch), for theta inside; infinite where there is none."""
@@ -72,9 +81,9 @@ class NormCone:
         """h'θ + r − ‖Gθ + g‖, shape (*batch): not negative inside."""
         return theta @ self.slope + self.radius - (theta @ self.linear.mT + self.constant).norm(dim=-1)
 
-    def size(self, change: Tensor) -> Tensor:
-        """How much changes of the components, shape (P,) and positive, can change the slack."""
-        return (self.linear.abs() @ change).sum() + self.slope.abs() @ change
+    def contains(self, theta: Tensor, change: Tensor) -> Tensor:
+        """Whether points lie inside, shape (*batch), or no further out than small changes (P,) of θ could take them."""
+        return self.slack(theta) >= -((self.linear.abs() @ change).sum() + self.slope.abs() @ change)
 
     def reach(self, theta: Tensor, move: Tensor) -> Tensor:
         """The largest t with theta + t move inside, shape (*batch), for theta inside; infinite where there is none."""
@@ -167,8 +176,15 @@ class FeasibleSet:
             else replace(c, constant=pick(c.constant, 1), radius=pick(c.radius, 0))
             for c in self.cones
         )
-        fields = zip(("lower", "upper", "A", "b", "C", "d"), (1, 1, 2, 1, 2, 1), strict=True)
-        return FeasibleSet(*(pick(getattr(self, name), dim) for name, dim in fields), cones)
+        return FeasibleSet(
+            pick(self.lower, 1),
+            pick(self.upper, 1),
+            pick(self.A, 2),
+            pick(self.b, 1),
+            pick(self.C, 2),
+            pick(self.d, 1),
+            cones,
+        )
 
     def about(self, theta: Tensor) -> FeasibleSet:
         """The set of the moves that start at theta (*batch, P): {move: theta + move inside}."""

@@ -177,7 +177,7 @@ class EstimationLayer(nn.Module):
         start: Mapping[str, float] | Tensor | None = None,
         limits: Mapping[str, Any] | None = None,
     ) -> LayerEstimates:
-        """θ̂ of B data sets with their statuses; the arguments are those of a batched call."""
+        """θ̂ of B data sets with their statuses; ``data``, ``mask``, ``start`` and ``limits`` are those of a batched call."""
         graph = torch.is_grad_enabled()
         # what is made in inference mode cannot be differentiated by θ, which the search does; outside, gradients are on
         with torch.inference_mode(False), torch.set_grad_enabled(graph):

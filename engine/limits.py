@@ -20,7 +20,7 @@ from engine.objective import Objective
 from engine.parameters import ParameterSpace
 from engine.search import Starts, nearest, starting_points
 
-__all__ = ["Limits", "limited_starts"]
+__all__ = ["Limits"]
 
 _TRIED = 4  # times as many points as are kept are moved into the limits before the best are chosen
 _UNBOUNDED = ("lower", "upper")  # what may be infinite, where it limits nothing
@@ -107,11 +107,11 @@ class Limits:
         )
 
     def inside(self, rows: Tensor) -> FeasibleSet:
-        """The sets of some of the data sets, with gradients."""
+        """The sets of some of the data sets, by their ``rows`` (k,), with gradients."""
         return self._set.rows(rows)
 
     def numbers(self, rows: Tensor) -> list[Tensor]:
-        """Everything the sets of some data sets are made of, each (k, ...): with gradients."""
+        """Everything that the sets of some data sets, by their ``rows`` (k,), are made of: (k, ...) each, with gradients."""
         inside = self.inside(rows)
         fields = [inside.lower, inside.upper, inside.A, inside.b, inside.C, inside.d]
         fields += [t for cone in inside.cones for t in vars(cone).values()]

@@ -168,7 +168,7 @@ class Estimates:
         ).reshape(-1, 2)
 
     def intervals(self, level: float = 0.6827, method: str = "profile") -> dict[str, Tensor]:
-        """The same for every parameter that was not fixed: name -> (B, 2)."""
+        """The same for every parameter that was not fixed, name -> (B, 2); ``level`` and ``method`` as for :meth:`interval`."""
         names = [n for n in self.parameters.names if n not in self.fixed]
         if method not in ("profile", "boundary"):
             return {n: self.interval(n, level, method) for n in names}

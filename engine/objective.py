@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.evidence import Derivatives, Evidence
 from engine.parameters import ParameterSpace
 
-__all__ = ["Objective", "One"]
+__all__: list[str] = []  # the machinery of estimates: see engine.estimate
 
 
 class Objective(Protocol):

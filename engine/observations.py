@@ -233,7 +233,9 @@ def _refuse(name: str, x: Tensor, fine: Tensor, rule: str, advice: str, place: C
     )
 
 
-def refuse_identical(hashes: Mapping[str, str], constant: Mapping[str, bool], modalities: Mapping[str, Modality]) -> None:
+def refuse_identical(
+    hashes: Mapping[str, str], constant: Mapping[str, bool], modalities: Mapping[str, Modality]
+) -> None:
     """Two plugins with the same numbers are one measurement counted twice, unless the numbers are too
     plain to tell: the nominal values of auxiliary measurements, or one value throughout scored by
     different models."""

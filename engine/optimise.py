@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.evidence import Derivatives
 from engine.feasible import FeasibleSet
-from engine.steps import BoxModel, FaceModel, Model
+from engine.steps import BoxModel, FaceModel
 from engine.threads import small_work
 
 __all__ = ["Solution", "maximise"]
@@ -72,13 +73,13 @@ class Solution:
         return Solution(theta, at, edm, converged, spent)
 
     def pick(self, rows: Tensor) -> Solution:
-        """Some of the searches, by their rows (k,)."""
+        """Some of the searches, by their ``rows`` (k,)."""
         at = Derivatives(self.at.value[rows], self.at.score[rows], self.at.information[rows], self.at.resolution[rows])
         return Solution(self.theta[rows], at, self.edm[rows], self.converged[rows], self.iterations[rows])
 
     @classmethod
     def joined(cls, parts: Sequence[Solution]) -> Solution:
-        """Several batches of searches as one."""
+        """Several batches of searches, ``parts``, as one."""
         if len(parts) == 1:
             return parts[0]
         at = Derivatives(*(torch.cat([getattr(p.at, f) for p in parts]) for f in Derivatives.__dataclass_fields__))
@@ -218,7 +219,7 @@ def _climb(
     finish: float,
 ) -> Solution:
     K, P = start.shape
-    kind: type[Model] = BoxModel if inside.is_box else FaceModel
+    kind: Any = BoxModel if inside.is_box else FaceModel
     theta = torch.minimum(torch.maximum(start, inside.lower), inside.upper).clone()
     at = _usable(function(theta, rows))
     value, score, information, resolution = (
@@ -234,7 +235,7 @@ def _climb(
     stalls = torch.zeros(K, dtype=torch.long)
     live = torch.isfinite(value).nonzero()[:, 0]
     own = inside if len(live) == K else inside.rows(live)
-    model: Model | None = None
+    model: Any = None  # of that kind
     while len(live):
         here = Derivatives(value[live], score[live], information[live], resolution[live])
         if model is None:
@@ -247,7 +248,9 @@ def _climb(
         if bool(last.any()):
             rest = last.nonzero()[:, 0]
             with small_work(K * P * P):
-                end = model.pick(rest).step(theta[live[rest]], own.rows(rest), torch.zeros(len(rest), dtype=torch.float64))
+                end = model.pick(rest).step(
+                    theta[live[rest]], own.rows(rest), torch.zeros(len(rest), dtype=torch.float64)
+                )
             theta[live[rest]] = end
             done = done | last
         converged[live] = done

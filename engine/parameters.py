@@ -347,7 +347,7 @@ class ParameterSpace:
             room = (rows.abs() * slack).sum(-1)
             fine = fine & ((excess.abs() if equal else excess) <= room).all(-1)
         for cone in inside.cones:
-            fine = fine & (cone.slack(theta) >= -cone.size(slack))
+            fine = fine & cone.contains(theta, slack)
         return fine
 
     def spread(self, u: np.ndarray) -> Tensor:

@@ -24,7 +24,7 @@ from engine.faces import face_at
 from engine.feasible import FeasibleSet
 from engine.program import solve
 
-__all__ = ["BoxModel", "FaceModel", "Model", "held"]
+__all__: list[str] = []  # the machinery of estimates: see engine.estimate
 
 _RANK = 1e-11  # eigenvalues of the scaled curvature below this carry no information in float64
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ _KEPT = 2**22  # numbers of one plugin's data that are kept ready between evalua
 ELEMENTS = 2**18
 _CACHED = 2**17  # the same for closed forms, whose few temporaries stay in the processor's cache: 1 MB each
 _RESULTS = ("scalar", "score", "information")
+_SAID: set[type] = set()  # classes of which it was said that they are evaluated one by one
 _ALONE = 2**12  # entries of one plugin from which stacked ones are quicker one by one than through vmap
 
 
@@ -97,10 +99,57 @@ class Term:
             found = torch.func.functional_call(closed, state, args)
             return tuple(_padded(value, 2, n) for n, value in enumerate(found))
 
-        self._call = lambda x, theta: torch.func.vmap(call)(weights, buffers, x, theta)
         closed, state = _Closed(base), {f"base.{name}": t for name, t in (*weights.items(), *buffers.items())}
-        self._derive = lambda *args: torch.func.vmap(derive)(state, *args)
+        self._call = self._together(lambda *args: torch.func.vmap(call)(weights, buffers, *args), self._each)
+        self._derive = self._together(lambda *args: torch.func.vmap(derive)(state, *args), self._derive_each)
         self._x = torch.stack([self.data[name] for name in self.names])
+
+    def _together(self, whole: Callable[..., Any], each: Callable[..., Any]) -> Callable[..., Any]:
+        """A call of all plugins at once; where vmap cannot do that but each plugin can, one by one from then on."""
+        broken = False
+
+        def call(*args: Tensor) -> Any:
+            nonlocal broken
+            if broken:
+                return each(*args)
+            try:
+                return whole(*args)
+            except EvidenceError:
+                raise
+            except Exception as error:
+                found = each(*args)  # what is wrong with a plugin itself is said here, by its name
+                broken = True
+                if type(self.modality) in _SAID:
+                    return found
+                _SAID.add(type(self.modality))
+                why = str(error).strip().split("\n")[0]
+                warnings.warn(
+                    f"{self.label} cannot be evaluated together by torch.func.vmap ({why[:200]}), and are evaluated one by one, "
+                    "which is slower; return None from stack_key() to say so",
+                    UserWarning,
+                    stacklevel=2,
+                )
+                return found
+
+        return call
+
+    def _each(self, x: Tensor, theta: Tensor) -> Tensor:
+        return torch.stack([self._alone(g, "log_evidence", m, x[g], theta[g]) for g, m in enumerate(self.modalities)])
+
+    def _derive_each(self, *args: Tensor) -> Any:
+        found = [
+            self._alone(g, "derivatives", m.derivatives, *(t[g] for t in args)) for g, m in enumerate(self.modalities)
+        ]
+        rows = [[_padded(value, 2, n) for n, value in enumerate(one)] for one in found]
+        return tuple(torch.stack(torch.broadcast_tensors(*column)) for column in zip(*rows, strict=True))
+
+    def _alone(self, g: int, method: str, call: Callable[..., Any], *args: Tensor) -> Any:
+        try:
+            return call(*args)
+        except EvidenceError:
+            raise
+        except Exception as error:
+            raise ModalityError(f"'{self.names[g]}' raised {type(error).__name__} in {method}: {error}") from error
 
     def blocks(self) -> Any:
         """The data (G, 1, B, *event) in the plugin's dtype, ready to broadcast against θ; kept where it is small."""

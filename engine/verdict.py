@@ -23,7 +23,7 @@ from engine.result import Status, curvature_floor, direction_text
 from engine.search import Starts, best_rows
 from engine.uncertainty import covariance as covariance_of
 
-__all__ = ["Verdicts", "judge"]
+__all__: list[str] = []  # the machinery of estimates: see engine.estimate
 
 _COMPETING = 9.0  # a second maximum counts where 2 ΔS is below this (three standard errors)
 _PUSH = 1e-5  # standard errors that θ̂ would move without a bound; on a flat ridge, rounding alone would pass for less

@@ -72,7 +72,7 @@ def estimate_group(fit: Estimate, intervals: Mapping[str, Interval] | None = Non
         >>> evidence = Evidence(ParameterSpace([Parameter("L", unit="mm")]), {"a": modality}, {"a": [[99.0], [101.0]]})
         >>> fit = estimate(evidence)
         >>> print(as_text(estimate_group(fit, fit.intervals(level=0.95))))
-        converged — one maximum inside the bounds, from 7 starts
+        converged — the global maximum, because S is concave, from 2 starts
         maximum likelihood, observed information
         <BLANKLINE>
           parameter   unit   estimate   error   95 % profile interval

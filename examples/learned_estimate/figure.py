@@ -29,7 +29,7 @@ LABELS = {
     "truth": "true likelihood",
     "a": "a: own evidence, single observations",
     "b": "b: own evidence, sets of 10",
-    "c": "c: loss on θ̂, jointly",
+    "c": "c: error of the estimate, jointly",
     "d": "d: a, then tuned as c",
 }
 #: Plugins summed -> way -> number of observations -> scores, one for each seed.

@@ -66,7 +66,7 @@ class Counts(Modality):
     def expected_information(self, theta: Tensor) -> Tensor:
         """Σ ∇λ ∇λ' / λ: θ (*batch, 2) -> (*batch, 2, 2)."""
         flat = theta.reshape(-1, 2)
-        slope = torch.func.vmap(torch.func.jacfwd(rates))(flat)
+        slope = torch.func.vmap(torch.func.jacrev(rates))(flat)
         return (slope.mT @ (slope / rates(flat)[..., None])).reshape(*theta.shape, 2)
 
 

@@ -1069,8 +1069,8 @@ class Stubborn(Raises):
         return -0.5 * ((theta[..., 0] - x) / scale) ** 2
 
 
-def test_plugins_that_cannot_be_stacked_say_so():
-    """Seven are evaluated one by one; of eight, one call by vmap."""
+def test_plugins_that_cannot_be_stacked_are_evaluated_one_by_one_and_say_so_once():
+    """Seven are evaluated one by one anyway; of eight, one call by vmap would be made."""
     plugins = {f"p{i}": Stubborn(1.0 + i) for i in range(8)}
     data = {n: torch.tensor([0.1 * i, 0.3]) for i, n in enumerate(plugins)}
     layer = EstimationLayer(space_of("a"), plugins)
@@ -1078,8 +1078,27 @@ def test_plugins_that_cannot_be_stacked_say_so():
     mean = sum(w * (0.1 * i + 0.3) / 2 for i, w in enumerate(weight)) / sum(weight)
     data.pop("p7")
     assert layer(data).item() == pytest.approx(mean, abs=1e-7)
-    with pytest.raises(ModalityError, match=r"'p0', .*'p7' raised RuntimeError in log_evidence: vmap"):
-        layer(data | {"p7": torch.tensor([0.7, 0.3])})
+    weight.append(8.0**-2)
+    mean = (mean * sum(weight[:7]) + weight[7] * 0.5) / sum(weight)
+    data |= {"p7": torch.tensor([0.7, 0.3])}
+    with pytest.warns(UserWarning, match=r"'p0', .*'p7' cannot be evaluated together by torch.func.vmap"):
+        assert layer(data).item() == pytest.approx(mean, abs=1e-7)
+    assert layer(data).item() == pytest.approx(mean, abs=1e-7)  # and no second warning, which would be an error here
+    fit = estimate(Evidence(layer.space, plugins, data))
+    assert fit["a"].value == pytest.approx(mean, abs=1e-7)
+
+
+def test_a_stacked_plugin_that_raises_is_named_alone():
+    class Late(Stubborn):
+        def log_evidence(self, x, theta):
+            if bool((self.scale > 7.5).all()):
+                raise RuntimeError("no calibration")
+            return -0.5 * ((theta[..., 0] - x) / self.scale) ** 2
+
+    plugins = {f"p{i}": Late(1.0 + i) for i in range(8)}
+    data = {n: torch.tensor([0.1 * i, 0.3]) for i, n in enumerate(plugins)}
+    with pytest.raises(ModalityError, match="'p7' raised RuntimeError in log_evidence: no calibration"):
+        EstimationLayer(space_of("a"), plugins)(data)
 
 
 def test_same_data_twice_are_refused_unless_allowed():
