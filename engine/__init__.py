@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from engine.many import Estimates, ParameterEstimates
     from engine.modality import Modality
     from engine.observations import Observations
-    from engine.parameters import Parameter, ParameterSpace
+    from engine.parameter import Parameter
+    from engine.parameters import ParameterSpace
     from engine.registry import Registry
     from engine.result import Estimate, ParameterEstimate, Status
     from engine.uncertainty import Covariance, Interval
@@ -79,7 +80,7 @@ _HOME = {
     "Linear": "constraints",
     "Modality": "modality",
     "Observations": "observations",
-    "Parameter": "parameters",
+    "Parameter": "parameter",
     "ParameterEstimate": "result",
     "ParameterEstimates": "many",
     "ParameterSpace": "parameters",

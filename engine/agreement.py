@@ -12,7 +12,8 @@ from engine.constraints import SpaceConstraint
 from engine.description import PluginInfo
 from engine.entries import ConstraintEntry, Entry, ParameterEntry, PluginEntry, check_size
 from engine.errors import ParameterError, RegistryError, TamperedError
-from engine.parameters import Parameter, ParameterSpace
+from engine.parameter import Parameter
+from engine.parameters import ParameterSpace
 
 __all__ = ["check_plugin", "declared", "first_refused", "new_constraints", "united"]
 

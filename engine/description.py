@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.errors import RegistryError
 from engine.files import file_hashes, hash_of_hashes, parse_toml, read_bytes
-from engine.parameters import Parameter
+from engine.parameter import Parameter
 
 __all__ = ["FORMAT", "TOML_BYTES", "PluginInfo", "changed_files", "content_hash", "describe"]
 

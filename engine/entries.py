@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 from engine.constraints import Ball, PositiveSemidefinite, SpaceConstraint, constraint_from_toml
 from engine.errors import RegistryError, TamperedError
 from engine.files import inline, parse_toml
-from engine.parameters import Parameter
+from engine.parameter import Parameter
 
 __all__ = [
     "HEADER",

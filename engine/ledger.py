@@ -27,7 +27,8 @@ from engine.description import changed_files, content_hash, describe
 from engine.entries import HEADER, NAME, ConstraintEntry, Entry, ParameterEntry, PluginEntry, block, digests, parse
 from engine.errors import ParameterError, RegistryError, TamperedError, UnknownPluginError
 from engine.files import read_bytes, sync, sync_tree
-from engine.parameters import Parameter, ParameterSpace
+from engine.parameter import Parameter
+from engine.parameters import ParameterSpace
 from engine.workspace import (
     FILE_BYTES,
     STAGING,

@@ -37,7 +37,8 @@ from engine.errors import ModalityError, RegistryError, UntrustedError
 from engine.factories import find, reference, resolve
 from engine.files import file_hashes, inline, read_bytes
 from engine.modality import Modality
-from engine.parameters import Parameter, ParameterSpace
+from engine.parameter import Parameter
+from engine.parameters import ParameterSpace
 
 __all__ = [
     "PluginInfo",

@@ -35,7 +35,8 @@ from engine.constraints import Simplex
 from engine.interior import extent
 
 if TYPE_CHECKING:
-    from engine.parameters import Parameter, ParameterSpace
+    from engine.parameter import Parameter
+from engine.parameters import ParameterSpace
 
 __all__ = ["constrained_draws"]
 

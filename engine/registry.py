@@ -29,7 +29,8 @@ from engine.ledger import ConstraintEntry, Ledger, PluginEntry, Verification
 from engine.many import Estimates, estimate_many
 from engine.modality import Modality
 from engine.observations import Observations
-from engine.parameters import Parameter, ParameterSpace
+from engine.parameter import Parameter
+from engine.parameters import ParameterSpace
 from engine.plugin import read_observations, read_plugin, write_plugin
 from engine.result import Estimate
 

@@ -35,7 +35,7 @@ from engine.errors import EvidenceError, ModalityError, ParameterError, Registry
 from engine.factories import resolve
 from engine.files import parse_toml, read_bytes
 from engine.modality import Modality
-from engine.parameters import Parameter
+from engine.parameter import Parameter
 from engine.plugin import describe, read_observations, read_plugin
 from engine.priors import FAMILIES
 

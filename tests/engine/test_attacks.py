@@ -27,7 +27,7 @@ from engine.errors import RegistryError, TamperedError, UntrustedError
 from engine.files import parse_toml
 from engine.ledger import Ledger
 from engine.modality import Modality
-from engine.parameters import Parameter
+from engine.parameter import Parameter
 from engine.plugin import content_hash, describe, read_plugin, write_plugin
 
 

@@ -19,7 +19,7 @@ COMMON = """
 import os, random, shutil, signal, sys, time
 from pathlib import Path
 from engine.ledger import Ledger
-from engine.parameters import Parameter
+from engine.parameter import Parameter
 from engine.plugin import read_plugin, write_plugin
 from modalities import PoissonCounts
 

@@ -19,7 +19,7 @@ from engine.entries import HEADER
 from engine.errors import ParameterError, RegistryError, TamperedError, UnknownPluginError
 from engine.ledger import ConstraintEntry, Ledger
 from engine.modality import Modality
-from engine.parameters import Parameter
+from engine.parameter import Parameter
 from engine.plugin import read_plugin, write_plugin
 
 ROOT = Path(engine.__file__).parents[1]
@@ -311,7 +311,7 @@ APPEND = """
 import sys, time
 from pathlib import Path
 from engine.ledger import Ledger
-from engine.parameters import Parameter
+from engine.parameter import Parameter
 from engine.plugin import write_plugin
 from modalities import PoissonCounts
 root, name = Path(sys.argv[1]), sys.argv[2]

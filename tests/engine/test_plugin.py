@@ -17,7 +17,8 @@ from engine.errors import ModalityError, RegistryError, UntrustedError
 from engine.factories import reference, resolve
 from engine.files import hash_of_hashes, inline, parse_toml
 from engine.modality import Modality
-from engine.parameters import Parameter, ParameterSpace
+from engine.parameter import Parameter
+from engine.parameters import ParameterSpace
 from engine.plugin import (
     changed_files,
     content_hash,

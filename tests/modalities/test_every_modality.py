@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from engine.observations import Observations
-from engine.parameters import Parameter, ParameterSpace
+from engine.parameter import Parameter
+from engine.parameters import ParameterSpace
 from engine.terms import Term
 from modalities import Categorical, Constraint, Gaussian, PoissonCounts, StudentT
 

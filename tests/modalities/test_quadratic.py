@@ -13,7 +13,8 @@ from torch.distributions import Normal, Uniform
 from engine.errors import ModalityError
 from engine.estimate import Status, estimate
 from engine.evidence import Evidence
-from engine.parameters import Parameter, ParameterSpace
+from engine.parameter import Parameter
+from engine.parameters import ParameterSpace
 from engine.registry import Registry
 from engine.testing import check_modality
 from modalities import Quadratic
