@@ -36,7 +36,7 @@ from engine.interior import extent
 
 if TYPE_CHECKING:
     from engine.parameter import Parameter
-from engine.parameters import ParameterSpace
+    from engine.parameters import ParameterSpace
 
 __all__ = ["constrained_draws"]
 

@@ -66,7 +66,7 @@ def score(modalities: Mapping[str, Modality], data: Mapping[str, Tensor], theta:
     """
     K, R, N = next(iter(data.values())).shape[:3]
     flat = {name: x.flatten(0, 1) for name, x in data.items()}
-    search: dict[str, Any] = {"screen": 64}
+    search: dict[str, Any] = {"screen": 256}
     if all(modalities[name].concave for name in data):
         search = {"screen": 0, "start": CENTRE}
     fits = estimate_many(SPACE, modalities, flat, progress=False, **search)
