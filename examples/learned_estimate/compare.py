@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python examples/learned_estimate/compare.py [--quick] [--figure PATH]
 
 The same encoders are learned (a) each on its own evidence, from single observations, (b) the same from sets of 10,
-(c) jointly, through the layer, on the error of θ̂ from 10 observations of each modality, (d) as (a) and then
-as (c). All see the same number of simulated observations, (c) once, (a) and (b) three times, as their steps are quicker;
-(d) sees more. Prints the tables and
-writes ``comparison.png`` beside this file, or with ``--quick`` only where ``--figure`` says.
+(c) jointly, through the layer, on the error of θ̂ from 10 observations of each modality, (d) as (a) and then as (c).
+All have the same number of simulated observations, which (c) sees once, and (a) and (b), whose steps are quicker,
+three times; (d) has more. Prints the tables and writes ``comparison.png`` beside this file, or with ``--quick`` only
+where ``--figure`` says.
 """
 
 from __future__ import annotations
