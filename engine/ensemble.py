@@ -163,9 +163,14 @@ class _Many:
 
     def values(self, theta: Tensor) -> Tensor:
         """Σ_i s (G, B, n) of every data set at θ (n, P)."""
-        local = self._local(theta)
-        out = []
-        for b in range(self._data.shape[1]):
+        B, local, out = self._data.shape[1], self._local(theta), []
+        if len(theta) < B:  # data sets as they lie in memory, with what is kept of them
+            each = [
+                self._term.block_value(self._data, local[:, k : k + 1].expand(-1, B, -1), self._mask)
+                for k in range(len(theta))
+            ]
+            return torch.stack(each, 2)
+        for b in range(B):
             mask = None if self._mask is None else self._mask[:, b : b + 1]
             out.append(self._term.block_value(self._data[:, b : b + 1], local, mask))
         return torch.stack(out, 1)

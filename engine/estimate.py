@@ -21,8 +21,8 @@ from engine.evidence import Evidence
 from engine.objective import One
 from engine.parameters import ParameterSpace
 from engine.result import KINDS, Estimate, ParameterEstimate, Status
-from engine.search import check_search, feasible, given_start, search, starting_points
-from engine.verdict import Verdicts, judge
+from engine.search import check_search, feasible, given_start, starting_points
+from engine.verdict import Verdicts, settle
 
 __all__ = ["Estimate", "ParameterEstimate", "Status", "estimate"]
 
@@ -80,8 +80,7 @@ def estimate(
         lower, upper = inside.lower.clone(), inside.upper.clone()
         lower[idle] = upper[idle] = starts.theta[0, idle]
         inside = inside.within(lower, upper)
-    solution = search(objective, starts, inside)
-    found = judge(objective, solution, starts, inside, idle, fixed, screen)
+    found = settle(objective, starts, inside, idle, fixed, screen)
     fit = estimate_of(evidence, found, 0, fixed, provenance or {}, check=True)
     if covariance != "observed" and fit.status is not Status.FAILED:
         asked = fit.uncertainty(covariance)

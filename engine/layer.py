@@ -36,9 +36,9 @@ from engine.modality import Modality
 from engine.observations import Source
 from engine.parameters import ParameterSpace
 from engine.result import Status
-from engine.search import check_search, feasible, given_start, nearest, search, starting_points
+from engine.search import check_search, feasible, given_start, nearest, starting_points
 from engine.terms import Term
-from engine.verdict import Verdicts, judge
+from engine.verdict import Verdicts, settle
 
 __all__ = ["EstimationLayer", "LayerEstimates"]
 
@@ -304,8 +304,7 @@ class EstimationLayer(nn.Module):
             at = torch.minimum(torch.maximum(starts.theta[0], lower), upper)
             lower[..., idle] = upper[..., idle] = at[..., idle]
             inside = inside.within(lower, upper)
-        solution = search(objective, starts, inside)
-        return judge(objective, solution, starts, inside, idle, {}, n), possible
+        return settle(objective, starts, inside, idle, {}, n), possible
 
     def _steady(self, part: Part, modalities: Mapping[str, Modality], at: Tensor) -> None:
         """Refuse plugins that score an observation differently the next time, or among others. ModalityError."""

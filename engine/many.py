@@ -27,9 +27,9 @@ from engine.modality import Modality
 from engine.parameters import ParameterSpace
 from engine.profile import profile_intervals
 from engine.result import Estimate, Status
-from engine.search import feasible, given_start, search, starting_points
+from engine.search import feasible, given_start, starting_points
 from engine.uncertainty import Interval
-from engine.verdict import Verdicts, judge
+from engine.verdict import Verdicts, settle
 
 __all__ = ["Estimates", "ParameterEstimates", "estimate_many"]
 
@@ -369,8 +369,7 @@ def estimate_many(
             lower, upper = inside.lower.clone(), inside.upper.clone()
             lower[idle] = upper[idle] = starts.theta[0, idle]
             own = inside.within(lower, upper)
-        solution = search(objective, starts, own, _FINISH)
-        found.append(judge(objective, solution, starts, own, idle, fixed, n, shape=shape))
+        found.append(settle(objective, starts, own, idle, fixed, n, shape=shape, finish=_FINISH))
         if first == 0:
             _look(problem, found[0])
 

@@ -20,12 +20,13 @@ from engine.optimise import Solution
 from engine.parameters import ParameterSpace
 from engine.profile import profile_at
 from engine.result import Status, curvature_floor, direction_text
-from engine.search import Starts, best_rows
+from engine.search import Starts, best_rows, search
 from engine.uncertainty import covariance as covariance_of
 
 __all__: list[str] = []  # the machinery of estimates: see engine.estimate
 
 _COMPETING = 9.0  # a second maximum counts where 2 ΔS is below this (three standard errors)
+_AGAIN = 3  # searches from higher points that the looks beside a maximum found
 _PUSH = 1e-5  # standard errors that θ̂ would move without a bound; on a flat ridge, rounding alone would pass for less
 
 
@@ -45,6 +46,7 @@ class Verdicts:
         alternatives: Other maxima nearly as high: (θ, S) each.
         rank: The smallest scaled eigenvalue of the information that counts as curvature, shape (B,).
         face: What holds the points.
+        higher: Data sets in which S was seen to be higher elsewhere: b -> a point there, (P,).
     """
 
     theta: Tensor
@@ -61,6 +63,39 @@ class Verdicts:
     alternatives: list[tuple[tuple[Tensor, float], ...]]
     rank: Tensor
     face: Face
+    higher: dict[int, Tensor]
+
+
+def settle(
+    objective: Objective,
+    starts: Starts,
+    inside: FeasibleSet,
+    idle: Tensor,
+    fixed: Mapping[str, float],
+    screened: int,
+    *,
+    shape: bool = True,
+    finish: float = 0.0,
+) -> Verdicts:
+    """Search from the starts and classify what was found; search again from any higher point that this brought up.
+
+    Arguments:
+        objective, starts, inside, idle, fixed, screened, shape: As for :func:`judge`.
+        finish: See :func:`engine.optimise.maximise`.
+    """
+    solution = search(objective, starts, inside, finish)
+    found = judge(objective, solution, starts, inside, idle, fixed, screened, shape=shape)
+    for _ in range(_AGAIN):
+        if not found.higher:
+            break
+        more = Starts(torch.stack([*found.higher.values()]), torch.tensor([*found.higher]))
+        solution = Solution.joined([solution, search(objective, more, inside, finish)])
+        owner = torch.cat([starts.owner, more.owner])
+        order = torch.argsort(owner, stable=True)
+        starts = Starts(torch.cat([starts.theta, more.theta])[order], owner[order])
+        solution = solution.pick(order)
+        found = judge(objective, solution, starts, inside, idle, fixed, screened, shape=shape)
+    return found
 
 
 def judge(
@@ -109,6 +144,7 @@ class _Judge:
         self.status: list[Status] = [Status.FAILED] * self.B
         self.null: list[tuple[dict[str, float], ...]] = [()] * self.B
         self.others: list[tuple[tuple[Tensor, float], ...]] = [()] * self.B
+        self.higher: dict[int, Tensor] = {}
 
     def run(self, shape: bool) -> Verdicts:
         """Fault by fault, the first that applies."""
@@ -159,7 +195,21 @@ class _Judge:
         spent = torch.where(good, found.iterations, 0)
         score = torch.where(good[:, None], at.score, torch.nan)
         return Verdicts(
-            theta, S, score, J, C, edm, spent, self.status, self.reason, self.null, held, self.others, rank, face
+            theta,
+            S,
+            score,
+            J,
+            C,
+            edm,
+            spent,
+            self.status,
+            self.reason,
+            self.null,
+            held,
+            self.others,
+            rank,
+            face,
+            self.higher,
         )
 
     def _blank(self) -> Solution:
@@ -331,6 +381,9 @@ class _Judge:
         room = own.reach(start, moves.reshape(-1, P)).reshape(n, 2 * P)
         reach = room.clamp(0.0, 1.0)
 
+        best = self.best.clamp_min(0)[rows]
+        ceiling = top[rows] + 1e-3 + 16.0 * self.solution.at.resolution[best]
+
         def S(distance: Tensor, some: Tensor) -> Tensor:
             """S at a distance along some of the moves, a mask (n, 2P); shape (their number,)."""
             out = torch.zeros(n, 2 * P, dtype=torch.float64)
@@ -342,6 +395,10 @@ class _Judge:
                 end = at[use] + distance[use, k, None] * moves[use, k]
                 end = torch.minimum(torch.maximum(end, sets.lower), sets.upper)
                 out[use, k] = self.objective.value(end, rows[use])
+                gain = out[use, k] - ceiling[use]
+                for i in (gain > 0).nonzero()[:, 0].tolist():
+                    ceiling[use[i]] = out[use[i], k]
+                    self.higher[int(rows[use[i]])] = end[i]
             return out[some]
 
         expected = 0.5 * reach**2

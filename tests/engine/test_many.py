@@ -371,3 +371,23 @@ def test_the_law_of_the_profile_beside_a_bound_is_that_of_its_definition():
         D = np.where(x1 - rho * x2 >= 0, x2**2, held) - np.where(x1 >= 0, 0.0, x1**2)
         law = profile_law(np.array([c]), np.array([rho]), np.array([delta]))
         assert abs(float((c >= D).mean()) - float(law[0])) < 0.0050
+
+
+class Ridge(Modality):
+    """Two peaks in a box: a low one in the middle, and beside it a slope that rises to the border."""
+
+    def __init__(self, parameter_names=("a",)):
+        super().__init__(parameter_names=parameter_names, event_shape=())
+
+    def log_evidence(self, x, theta):
+        a = theta[..., 0]
+        return x * 0.0 - 12.5 * (a - 1.0) ** 2 + 25.0 * torch.sigmoid(80.0 * (a - 1.15)) * (a - 1.0)
+
+
+def test_a_higher_point_beside_a_maximum_is_followed_up():
+    space = ParameterSpace([Parameter("a", bounds=(0.0, 1.6))])
+    fits = estimate_many(space, {"r": Ridge()}, {"r": torch.zeros(2, 1)}, start={"a": 0.9}, screen=0)
+    grid = torch.linspace(0.0, 1.6, 20_001, dtype=torch.float64)[:, None]
+    best = Ridge()(torch.zeros(()), grid)
+    assert float(fits.log_evidence[0]) >= float(best.max()) - 1e-6
+    assert fits.theta[0].item() == pytest.approx(float(grid[best.argmax()]), abs=1e-3)
