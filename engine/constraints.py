@@ -61,7 +61,7 @@ def _number(what: str, value: Any) -> float:
     if number is None:
         raise ParameterError(f"{what} must be a number, got {repr(value)[:100]}")
     if math.isnan(number):
-        raise ParameterError(f"{what} must be a number, got NaN; leave it out where there is no limit")
+        raise ParameterError(f"{what} must be a number, got NaN; leave a limit out where there is none")
     return number
 
 
@@ -282,6 +282,12 @@ class PositiveSemidefinite(_Named):
     matrix: tuple[tuple[str | None, ...], ...]
 
     def __init__(self, matrix: Sequence[Sequence[str | None]], *, name: str | None = None) -> None:
+        if (
+            isinstance(matrix, str)
+            or not isinstance(matrix, Sequence)
+            or not all(isinstance(row, Sequence) and not isinstance(row, str) for row in matrix)
+        ):
+            raise ParameterError(f"a positive semidefinite matrix is given as rows of names, got {matrix!r:.100}")
         rows = tuple(tuple(None if n in (None, "") else n for n in row) for row in matrix)
         n = len(rows)
         if n < 2 or any(len(row) != n for row in rows):
@@ -371,6 +377,10 @@ class Ball(_Named):
         size = _number("the radius of a ball", radius)
         if not 0.0 < size < math.inf:
             raise ParameterError(f"the radius of a ball must be positive and finite, got {size:g}")
+        if centre is not None and not isinstance(centre, Sequence):
+            raise ParameterError(
+                f"the centre of a ball has a value for each of {', '.join(names)}, got {centre!r:.100}"
+            )
         at = tuple(_number("the centre of a ball", v) for v in ([0.0] * len(names) if centre is None else centre))
         if len(at) != len(names) or not all(map(math.isfinite, at)):
             raise ParameterError(f"the centre of a ball has a finite value for each of {', '.join(names)}, got {at}")

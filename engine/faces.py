@@ -66,6 +66,19 @@ class Face:
         return Face(*(getattr(self, f.name)[keep] for f in fields(self)))
 
 
+def convex_guess(J: Tensor, score: Tensor, unit: Tensor) -> Tensor:
+    """A positive definite curvature (K, P, P) like J, for :func:`face_at` to tell which cones hold.
+
+    Where J is 0, as for a linear S, it is so small that a step of the slope's strength leaves every bounded set.
+    """
+    scale = unit[:, :, None] * unit[:, None, :]
+    values, vectors = torch.linalg.eigh(J * scale)
+    top = values.abs().amax(-1, keepdim=True)
+    strength = (score * unit).norm(dim=-1, keepdim=True)
+    floor = torch.where(top > 1e-9 * strength, 1e-6 * top, 1e-3 * strength).clamp_min(1e-300)
+    return (vectors * values.abs().clamp_min(floor)[:, None]) @ vectors.mT / scale
+
+
 def face_at(
     theta: Tensor, score: Tensor, unit: Tensor, inside: FeasibleSet, guess: Tensor | None = None, least: float = 0.0
 ) -> Face:

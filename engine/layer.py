@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from engine.argmax import argmax
 from engine.datasets import DataSets, Part
 from engine.ensemble import Ensemble
-from engine.errors import ModalityError, ObservationError, ParameterError, UnknownPluginError
+from engine.errors import EstimateError, ModalityError, ObservationError, ParameterError, UnknownPluginError
 from engine.estimate import check, idle_components
 from engine.faces import Face, face_at
 from engine.limits import Limits, limited_starts
@@ -220,6 +220,7 @@ class EstimationLayer(nn.Module):
             g = self._score(at, rows, modalities, live, part.mask)
             if turn == 0 and bool(_differs(g.detach(), found.score[rows], face.unit)):
                 _refuse_change(modalities)
+            g = _Once.apply(g) if g.requires_grad else g
             J, release = _convex(J, face)
             move, solved = argmax(J, g, own.about(at), failed=self.failed)
             move = move if release is None else (release @ move[:, :, None])[:, :, 0]
@@ -240,8 +241,10 @@ class EstimationLayer(nn.Module):
             reason[b] = "the last step does not confirm the maximum that was found; narrow the bounds, or give start="
             covariance[b] = torch.nan
         confirmed = (solved & stayed).nonzero()[:, 0]
+        if not g.requires_grad and not any(t.requires_grad for t in given.numbers(rows)):
+            move = move.detach()
         bounds = own.lower.detach().expand_as(at), own.upper.detach().expand_as(at)
-        out = out.index_put((rows[confirmed],), _Once.apply(at + move, *bounds)[confirmed])  # type: ignore[index]
+        out = out.index_put((rows[confirmed],), _Within.apply(at + move, *bounds)[confirmed])  # type: ignore[index]
         return LayerEstimates(self._blank(out, live, given, rows[confirmed]), covariance, status, reason)
 
     def _tensors(self, data: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -263,15 +266,7 @@ class EstimationLayer(nn.Module):
                     )
                 x = torch.stack(parts)
             if not isinstance(x, Tensor):
-                try:
-                    source = Source(name, x)
-                except ValueError as error:
-                    if isinstance(error, ObservationError):
-                        raise
-                    raise ObservationError(
-                        f"data of plugin '{name}' must be numbers in one shape, got lists that are not ({error}); "
-                        "pad data sets to one length and say with mask= what counts"
-                    ) from error
+                source = Source(name, x)
                 if not source.shape:
                     raise ObservationError(f"data of plugin '{name}' must have shape (N, *event_shape), got one number")
                 x = source.read(0, source.shape[0])
@@ -352,7 +347,8 @@ class EstimationLayer(nn.Module):
                 s = term.scalars(x[None], leaf[:, term.index[0]][None, :, None])[0].to(torch.float64)
                 total = total + (s if mask is None else torch.where(mask, s, 0.0)).sum(-1)
             (score,) = torch.autograd.grad(total.sum(), leaf, create_graph=graph)
-        return score
+        asked = any(t.requires_grad for t in (*live.values(), *self.parameters()))
+        return score if asked else score.detach()
 
     def _blank(self, out: Tensor, live: Mapping[str, Tensor], given: Limits, fine: Tensor) -> Tensor:
         """The same, with NaN as the gradient of everything that a data set without an answer depends on."""
@@ -385,19 +381,45 @@ class EstimationLayer(nn.Module):
         return [w for name in live for w in self.modalities[self._names[name]].parameters() if w.requires_grad]
 
 
-class _Once(torch.autograd.Function):
-    """θ̂ to the last bit within its bounds, with first derivatives alone: beyond them, the last step's are not θ̂'s."""
+class _Within(torch.autograd.Function):
+    """θ̂ to the last bit within its bounds."""
 
     @staticmethod
     def forward(ctx: Any, theta: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
         return torch.minimum(torch.maximum(theta, lower), upper)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *cotangents: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return cotangents[0], None, None
+
+
+class _Once(torch.autograd.Function):
+    """The score, through which first derivatives go and no others: beyond them, the last step's are not θ̂'s."""
+
+    @staticmethod
+    def forward(ctx: Any, score: Tensor) -> Tensor:
+        out = score.clone()
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _Refusal.apply(cotangents[0], *ctx.saved_tensors)  # type: ignore[return-value]
+
+
+class _Refusal(torch.autograd.Function):
+    """The cotangent, tied to the score so that whoever differentiates a gradient of θ̂ again comes by here."""
+
+    @staticmethod
+    def forward(ctx: Any, cotangent: Tensor, score: Tensor) -> Tensor:
+        return cotangent.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        raise EstimateError(
+            "a layer's θ̂ has first derivatives only, and was differentiated twice; write a penalty on the gradient with "
+            "finite differences of θ̂, or leave out create_graph=True"
+        )
 
 
 def _key(name: str) -> str:
@@ -449,6 +471,7 @@ def _convex(information: Tensor, face: Face) -> tuple[Tensor, Tensor | None]:
     scaled, tangent = information * unit, face.free
     eye = torch.eye(scaled.shape[-1], dtype=scaled.dtype)
     size = scaled.abs().amax((-2, -1))
+    size = torch.where(size > 0, size, 1.0)  # S is linear here: what holds it is all there is
 
     def raised(base: Tensor) -> tuple[Tensor, Tensor]:
         out, bad = base, torch.ones(len(base), dtype=torch.bool)

@@ -120,10 +120,14 @@ class Estimates:
     def __getitem__(self, key: str) -> ParameterEstimates: ...
     @overload
     def __getitem__(self, key: int) -> Estimate: ...
-    def __getitem__(self, key: str | int) -> ParameterEstimates | Estimate:
+    @overload
+    def __getitem__(self, key: slice) -> list[Estimate]: ...
+    def __getitem__(self, key: str | int | slice) -> ParameterEstimates | Estimate | list[Estimate]:
         if isinstance(key, str):
             i = self.parameters.index(key)
             return ParameterEstimates(key, self.parameters[key].unit, self.theta[:, i], self.sd[:, i])
+        if isinstance(key, slice):
+            return [self._one(b) for b in range(*key.indices(len(self)))]
         if not -len(self) <= key < len(self):
             raise IndexError(f"there are {len(self)} data sets, 0 to {len(self) - 1}; got {key}")
         return self._one(key % len(self))
@@ -338,7 +342,8 @@ def estimate_many(
         :class:`Estimates`; look at each ``status`` before its numbers.
 
     Raises:
-        ObservationError, UnknownPluginError, ParameterError, ModalityError, EstimateError: as for one estimate.
+        ObservationError, UnknownPluginError, ParameterError, ModalityError, EstimateError: as for one estimate. Input that
+            breaks a rule (NaN in the data, say) is refused whole, naming the data set; a fit that fails is a status.
 
     Example:
         >>> from engine import Parameter

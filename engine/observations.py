@@ -51,7 +51,13 @@ class Source:
             with torch.inference_mode(False):
                 self._array = values.to(torch.float64, copy=True) if fine else values
         else:
-            array = np.asarray(values)
+            try:
+                array = np.asarray(values)
+            except ValueError as error:
+                raise ObservationError(
+                    f"data of plugin '{name}' must be numbers in one shape, got lists that are not ({error}); for "
+                    "unequal numbers of observations pad data sets to one length and give a mask, or a list of arrays"
+                ) from error
             dtype = array.dtype
             fine = dtype.newbyteorder("=") in _NUMPY_DTYPES
             self._array = torch.from_numpy(array.astype(np.float64)) if fine else array

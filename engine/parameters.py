@@ -71,7 +71,7 @@ class ParameterSpace:
         self.lower = torch.tensor([p.bounds[0] for p in self._parameters], dtype=torch.float64)
         self.upper = torch.tensor([p.bounds[1] for p in self._parameters], dtype=torch.float64)
         self.scale = torch.tensor([p.scale for p in self._parameters], dtype=torch.float64)
-        self.constraints: tuple[SpaceConstraint, ...] = tuple(constraints)
+        self.constraints: tuple[SpaceConstraint, ...] = _checked(constraints)
         self._constrain()
 
     def _constrain(self) -> None:
@@ -366,3 +366,21 @@ class ParameterSpace:
 
     def __repr__(self) -> str:
         return f"ParameterSpace({', '.join([*self.names, *map(str, self.constraints)])})"
+
+
+def _checked(constraints: object) -> tuple[SpaceConstraint, ...]:
+    """Constraints in a tuple. ParameterError for anything else."""
+    if isinstance(constraints, SpaceConstraint):
+        raise ParameterError(
+            f"constraints come in a sequence, got one {type(constraints).__name__}; write [{constraints!r}]"
+        )
+    if not isinstance(constraints, Iterable):
+        raise ParameterError(f"constraints come in a sequence, got {constraints!r}; leave it out where there are none")
+    given = tuple(constraints)
+    for constraint in given:
+        if not isinstance(constraint, SpaceConstraint):
+            raise ParameterError(
+                f"a constraint is a Linear, Simplex, PositiveSemidefinite or Ball, got {constraint!r:.100}; "
+                "write Linear({'a': 1.0}, upper=1.0), say"
+            )
+    return given

@@ -266,7 +266,9 @@ def _search_ends(
                 zip(some, drops, found[1].tolist(), found[3].tolist(), strict=True)
             ):
                 name = space.names[end.column]
-                if not fine:
+                if not fine and end.at_limit:  # where the set ends there is no room to search in
+                    end.where, end.cut = end.bound, True
+                elif not fine:
                     end.error = (
                         f"the profile of '{name}' at {end.psi:.6g} did not converge; "
                         "try method='wald', or look at that region with registry.log_evidence"
@@ -347,6 +349,11 @@ class _End:
         self.base, self.base_step = theta, 0.0
         self.cut = self.step == 0
         self.where: float | None = bound if self.cut else None
+
+    @property
+    def at_limit(self) -> bool:
+        """Whether this is the very end of the set, in units of the search's width."""
+        return self.reach - self.step <= 1e-6 * min(self.width, self.reach)
 
     @property
     def psi(self) -> float:

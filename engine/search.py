@@ -84,7 +84,9 @@ def feasible(space: ParameterSpace, fixed: Mapping[str, float]) -> tuple[Feasibl
         if not bool(torch.isfinite(point).all()):
             values = ", ".join(f"{n} = {v:g}" for n, v in fixed.items())
             names = ", ".join(f"'{c.name}'" for c in space.constraints if set(c.parameters) & set(fixed))
-            raise ParameterError(f"with {values} nothing satisfies {names} with room to move; fix other values")
+            raise ParameterError(
+                f"with {values} nothing satisfies {names} with room to move; fix other values, or all that it ties"
+            )
     return inside, point
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from engine.evidence import Derivatives
-from engine.faces import face_at
+from engine.faces import convex_guess, face_at
 from engine.feasible import FeasibleSet
 from engine.program import solve
 
@@ -159,12 +159,8 @@ class FaceModel(Model):
         """The model of S at theta (K, P)."""
         unit = _unit(at, scale)
         J = at.information * unit[:, :, None] * unit[:, None, :]
-        guess = None
-        if not inside.is_linear:  # which cones hold depends on the size of the step
-            values, vectors = torch.linalg.eigh(J)
-            floor = 1e-6 * values.abs().amax(-1, keepdim=True).clamp_min(1e-300)
-            guess = (vectors * values.abs().clamp_min(floor)[:, None]) @ vectors.mT
-            guess = guess / (unit[:, :, None] * unit[:, None, :])
+        # which cones hold depends on the size of the step
+        guess = None if inside.is_linear else convex_guess(at.information, at.score, unit)
         face = face_at(theta, at.score, unit, inside, guess)
         normal = torch.eye(J.shape[-1], dtype=J.dtype) - face.free
         slope = (face.free @ (at.score * unit)[..., None])[..., 0]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import EstimateError
-from engine.faces import Face, face_at
+from engine.faces import Face, convex_guess, face_at
 from engine.feasible import FeasibleSet
 from engine.objective import Objective
 from engine.optimise import Solution
@@ -161,7 +161,10 @@ class _Judge:
         )
         score = torch.where(good[:, None], at.score, 0.0)
         J = torch.where(good[:, None, None], at.information, torch.eye(self.P, dtype=torch.float64))
-        face = face_at(theta, score, unit, self.inside, _guess(J, unit) if self.inside.cones else None, least=_PUSH)
+        face = face_at(
+            theta, score, unit, self.inside, convex_guess(J, score, unit) if self.inside.cones else None, least=_PUSH
+        )
+        self.face = face
         left = (face.free @ (score * unit)[..., None])[..., 0]
         left = torch.where(J.diagonal(dim1=-2, dim2=-1) == 0, 0.0, left).norm(dim=-1)
         # along a curved ridge, J holds the score that is left over
@@ -369,11 +372,17 @@ class _Judge:
         P, n = self.P, len(rows)
         at, sd = theta[rows], C[rows].diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()
         sd = torch.where(sd > 0, sd, 1.0)
-        values, vectors = torch.linalg.eigh(C[rows] / (sd[:, :, None] * sd[:, None, :]))
-        values = torch.where(values > 1e-12 * values[:, -1:], values, 0.0)
-        axes = (vectors * values.clamp_min(0.0).sqrt()[:, None, :]).mT * sd[
-            :, None, :
-        ]  # (n, P, P), a row for each axis
+        if self.inside.is_box:
+            values, vectors = torch.linalg.eigh(C[rows] / (sd[:, :, None] * sd[:, None, :]))
+            values = torch.where(values > 1e-12 * values[:, -1:], values, 0.0)
+            axes = (vectors * values.clamp_min(0.0).sqrt()[:, None, :]).mT * sd[:, None, :]  # (n, P, P), a row each
+        else:  # in the coordinates of the face, whose normals are exact there
+            face, unit = self.face.pick(rows), self.face.unit[rows]
+            values, vectors = torch.linalg.eigh(C[rows] / (unit[:, :, None] * unit[:, None, :]))
+            along = ((face.free @ vectors) * vectors).sum(-2) > 0.5
+            values = torch.where(along & (values > 1e-12 * values[:, -1:]), values, 0.0)
+            axes = (vectors * values.clamp_min(0.0).sqrt()[:, None, :]).mT
+            axes = (axes @ face.free) * unit[:, None, :]
         moves = torch.cat([axes, -axes], 1)  # (n, 2P, P)
         live = (moves != 0).any(-1)
         own = self.inside.rows(rows.repeat_interleave(2 * P))
@@ -442,14 +451,6 @@ class _Judge:
         except EstimateError:
             return False
         return bool((top - values > 25.0 * expected + 0.01).all())
-
-
-def _guess(J: Tensor, unit: Tensor) -> Tensor:
-    """A positive definite curvature like J."""
-    scale = unit[:, :, None] * unit[:, None, :]
-    values, vectors = torch.linalg.eigh(J * scale)
-    floor = 1e-6 * values.abs().amax(-1, keepdim=True).clamp_min(1e-300)
-    return (vectors * values.abs().clamp_min(floor)[:, None]) @ vectors.mT / scale
 
 
 def _words(space: ParameterSpace, held: Mapping[str, str]) -> str:

@@ -190,9 +190,9 @@ def test_formulas_that_are_names_tell_numbers_apart():
         ({"kind": "linear", "coefficients": {"a": [1]}, "upper": 1.0}, "must be a number"),
         ({"kind": "linear", "coefficients": {"a": 1}, "upper": {}}, "must be a number"),
         ({"kind": "simplex", "parameters": 3}, "names of parameters"),
-        ({"kind": "positive_semidefinite", "matrix": 3}, "cannot be read"),
+        ({"kind": "positive_semidefinite", "matrix": 3}, "rows of names"),
         ({"kind": "positive_semidefinite", "matrix": [[["a"], "c"], ["c", "b"]]}, "parameter of its own"),
-        ({"kind": "ball", "parameters": ["a", "b"], "centre": 3.0}, "cannot be read"),
+        ({"kind": "ball", "parameters": ["a", "b"], "centre": 3.0}, "a value for each"),
     ],
 )
 def test_a_block_that_is_no_constraint_is_refused(block, words):

@@ -20,7 +20,7 @@ from engine.estimate import estimate
 from engine.evidence import Evidence
 from engine.limits import Limits
 from engine.modality import Modality
-from modalities import Gaussian
+from modalities import Gaussian, PoissonCounts
 
 NAMES = ("a", "b", "c")
 NAN, INF = math.nan, math.inf
@@ -775,8 +775,50 @@ def test_second_derivatives_are_refused(kind):
     modality = Pair()
     theta = EstimationLayer(SPACES[kind], {"pair": modality})({"pair": some_sets(1)}, batched=True)
     (slope,) = torch.autograd.grad(theta.square().sum(), modality.gain, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(EstimateError, match="first derivatives only"):
+        torch.autograd.grad(slope.sum(), modality.gain, retain_graph=True)
+    with pytest.raises(EstimateError, match="first derivatives only"):
         slope.backward()
+
+
+class Powers(Modality):
+    """θ̂ = (1/x, x³): S is not quadratic in x."""
+
+    def __init__(self, parameter_names=("a", "b")):
+        super().__init__(parameter_names=parameter_names, event_shape=())
+
+    def log_evidence(self, x, theta):
+        a, b = theta.unbind(-1)
+        return a.log() - a * x - 0.5 * (b - x**3) ** 2
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_second_derivatives_along_the_data_are_refused_too(power):
+    """Also those of a loss that is linear in θ̂, whose cotangents have no graph."""
+    space = ParameterSpace([Parameter("a", bounds=(1e-3, 50.0)), Parameter("b", bounds=(-5.0, 5.0))])
+    x = tensor([[0.8]]).requires_grad_()
+    theta = EstimationLayer(space, {"m": Powers()})({"m": x}, batched=True)
+    (slope,) = torch.autograd.grad((theta**power).sum(), x, create_graph=True)
+    with pytest.raises(EstimateError, match="first derivatives only"):
+        torch.autograd.grad(slope.sum(), x)
+
+
+def test_what_requires_no_gradient_gives_none():
+    layer = EstimationLayer(space_of("a"), {"g": Gaussian(parameter_names=("a",), sd=1.0)})
+    assert not layer({"g": tensor([[0.2]])}).requires_grad
+
+
+def test_counts_of_zero_are_held_by_the_bound():
+    """S is linear in the strength there: no curvature, but nothing to doubt."""
+    counts = PoissonCounts(signal=[5.0, 9.0], background=[0.5, 0.4], strength="mu")
+    layer = EstimationLayer(ParameterSpace([Parameter("mu", bounds=(0.0, 10.0))]), {"n": counts})
+    x = tensor([[[0.0, 0.0]], [[3.0, 5.0]]]).requires_grad_()
+    found = layer.estimate({"n": x})
+    assert [str(s) for s in found.status] == ["at_bound", "converged"]
+    found.theta.sum().backward()
+    assert found.theta[0].item() == 0.0
+    assert bool((x.grad[0] == 0.0).all())
+    assert bool((x.grad[1] > 0.0).all())
 
 
 def test_layer_and_estimate_agree():

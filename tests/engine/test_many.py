@@ -12,6 +12,7 @@ from torch.distributions import Uniform
 
 import engine.many
 from engine import (
+    Ball,
     EstimateError,
     Evidence,
     Linear,
@@ -391,3 +392,75 @@ def test_a_higher_point_beside_a_maximum_is_followed_up():
     best = Ridge()(torch.zeros(()), grid)
     assert float(fits.log_evidence[0]) >= float(best.max()) - 1e-6
     assert fits.theta[0].item() == pytest.approx(float(grid[best.argmax()]), abs=1e-3)
+
+
+class Tilted(Modality):
+    """S linear in θ: its maximum lies where the set ends."""
+
+    def __init__(self, parameter_names=("a", "b")):
+        super().__init__(parameter_names=parameter_names, event_shape=())
+
+    def log_evidence(self, x, theta):
+        return x * (theta[..., 0] + 0.3 * theta[..., 1])
+
+
+def test_a_linear_evidence_ends_on_the_sphere_with_its_curvature():
+    """On the unit circle S = r cos φ with r = √1.09: the variance along the tangent is 1/r."""
+    space = ParameterSpace([Parameter(n, bounds=(-2.0, 2.0)) for n in "ab"], [Ball(["a", "b"])])
+    fits = estimate_many(space, {"t": Tilted()}, {"t": torch.ones(1, 1)})
+    r = math.sqrt(1.09)
+    assert fits.status == [Status.AT_BOUND]
+    assert fits.theta[0].tolist() == pytest.approx([1.0 / r, 0.3 / r], abs=1e-8)
+    tangent = torch.tensor([-0.3, 1.0], dtype=torch.float64) / r
+    assert torch.allclose(fits.covariance[0], torch.outer(tangent, tangent) / r, atol=1e-7)
+
+
+@pytest.mark.parametrize("size", [1e2, 1e3, 1e5])
+@pytest.mark.parametrize("limit", ["equal", "upper"])
+def test_parameters_of_different_size_share_a_row(size, limit):
+    """x = (1, s) with errors 1 and s, and a + b = 1: b = 1 − a has the error of a, as near as s² is to s² + 1."""
+    space = ParameterSpace(
+        [Parameter("a", bounds=(-10.0, 10.0)), Parameter("b", bounds=(-10 * size, 10 * size))],
+        [Linear({"a": 1, "b": 1}, **{limit: 1.0})],
+    )
+    plugin = Gaussian(parameter_names=("a", "b"), sd=[1.0, size])
+    fits = estimate_many(space, {"g": plugin}, {"g": torch.tensor([[[1.0, size]]])})
+    a = (1.0 + (1.0 - size) / size**2) / (1.0 + 1.0 / size**2)  # weighted mean of 1 and 1 − s
+    variance = 1.0 / (1.0 + 1.0 / size**2)
+    assert fits.status == [Status.CONVERGED if limit == "equal" else Status.AT_BOUND]
+    assert fits["a"].value.item() == pytest.approx(a, abs=1e-7)
+    assert fits.covariance[0].flatten().tolist() == pytest.approx([variance, -variance, -variance, variance], rel=1e-6)
+
+
+def test_an_interval_ends_where_the_set_has_its_tip():
+    """A plane through the unit sphere: a = 0.9277577 is as far as it goes."""
+    constraints = [Linear({"a": 1, "b": 1, "c": 1}, equal=0.4), Ball(["a", "b", "c"], 1.0)]
+    space = ParameterSpace([Parameter(n, bounds=(-2.0, 2.0)) for n in "abc"], constraints)
+    plugin = Gaussian(parameter_names=("a", "b", "c"), sd=1.0)
+    tip = 0.4 / 3 + math.sqrt((1.0 - 0.16 / 3) * 2 / 3)
+    for x in ([0.8, -0.3, 0.2], [1.0, 0.1, 0.3]):
+        fit = estimate(Evidence(space, {"g": plugin}, {"g": [x]}))
+        assert fit.interval("a").high == pytest.approx(tip, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "constraints", [["a <= 1"], Linear({"a": 1.0}, upper=0.2), None, 3], ids=["text", "one", "none", "number"]
+)
+def test_constraints_that_are_none_are_refused(constraints):
+    with pytest.raises(ParameterError, match="constraint"):
+        ParameterSpace([Parameter("a")], constraints)
+
+
+def test_some_of_the_data_sets_are_estimates_in_a_list(decays):
+    space, plugins, data = decays
+    fits = estimate_many(space, plugins, data)
+    assert [fit["a"].value for fit in fits[2:5]] == fits.theta[2:5, 0].tolist()
+    with pytest.raises(IndexError, match="0 to 11"):
+        fits[12]
+
+
+def test_nested_lists_of_unequal_lengths_say_what_to_do():
+    plugin = Gaussian(parameter_names=("a", "b"), sd=1.0)
+    space = ParameterSpace([Parameter("a"), Parameter("b")])
+    with pytest.raises(ObservationError, match="a list of arrays"):
+        estimate_many(space, {"g": plugin}, {"g": [[[1, 2]], [[1, 2], [3, 4]]]})
