@@ -233,6 +233,10 @@ def profile_intervals(
         if low.where is None or high.where is None:
             out[low.row].append(EstimateError(low.error or high.error or missing))
             continue
+        if not low.where <= low.centre <= high.where:
+            text = f"the range of '{name}' under the constraints was not found; give parameters of more equal size to a row"
+            out[low.row].append(EstimateError(text))
+            continue
         marks = tuple(mark for mark, end in (("low", low), ("high", high)) if end.cut)
         method = "boundary" if boundary else "profile"
         out[low.row].append(Interval(low.where, high.where, level=level, method=method, at_bound=marks))

@@ -464,3 +464,19 @@ def test_nested_lists_of_unequal_lengths_say_what_to_do():
     space = ParameterSpace([Parameter("a"), Parameter("b")])
     with pytest.raises(ObservationError, match="a list of arrays"):
         estimate_many(space, {"g": plugin}, {"g": [[[1, 2]], [[1, 2], [3, 4]]]})
+
+
+def test_an_interval_that_would_leave_its_estimate_out_is_an_error():
+    """Sizes of 1 and 1e9 in one row are too far apart for the solver that finds the range of the set."""
+    size = 1e9
+    space = ParameterSpace(
+        [Parameter("a", bounds=(-10.0, 10.0)), Parameter("b", bounds=(-10 * size, 10 * size))],
+        [Linear({"a": 1, "b": 1}, upper=1.0)],
+    )
+    plugin = Gaussian(parameter_names=("a", "b"), sd=[1.0, size])
+    fit = estimate(Evidence(space, {"g": plugin}, {"g": [[1.0, size]]}))
+    try:
+        low, high = fit.interval("b")
+    except EstimateError:
+        return
+    assert low <= fit["b"].value <= high
