@@ -144,31 +144,15 @@ class FeasibleSet:
 
     def rows(self, keep: Tensor) -> FeasibleSet:
         """The sets of some problems of a batch, picked by index or mask; what has no batch dimension is shared."""
-
-        def pick(t: Tensor, dim: int) -> Tensor:
-            return t[keep] if t.dim() > dim else t
-
-        cones = tuple(
-            replace(c, constant=pick(c.constant, 2))
-            if isinstance(c, MatrixCone)
-            else replace(c, constant=pick(c.constant, 1), radius=pick(c.radius, 0))
-            for c in self.cones
-        )
-        return FeasibleSet(
-            pick(self.lower, 1),
-            pick(self.upper, 1),
-            pick(self.A, 2),
-            pick(self.b, 1),
-            pick(self.C, 2),
-            pick(self.d, 1),
-            cones,
-        )
+        return self._picked(keep)
 
     def first(self) -> FeasibleSet:
         """The set of the first problem of a batch."""
+        return self._picked(0)
 
+    def _picked(self, which: Tensor | int) -> FeasibleSet:
         def pick(t: Tensor, dim: int) -> Tensor:
-            return t[0] if t.dim() > dim else t
+            return t[which] if t.dim() > dim else t
 
         cones = tuple(
             replace(c, constant=pick(c.constant, 2))
