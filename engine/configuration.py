@@ -298,6 +298,11 @@ def build(factory: Callable[..., Any], arguments: Mapping[str, Any], where: str)
         ) from error
 
 
+_SHRINKING = frozenset(
+    {"all", "amax", "amin", "any", "max", "mean", "min", "sum"}
+)  # no larger than what they are given
+
+
 class MemoryGuard(TorchDispatchMode):
     """Refuse, before it is allocated, a tensor that is out of proportion to what a plugin stores.
 
@@ -343,7 +348,16 @@ class MemoryGuard(TorchDispatchMode):
     @staticmethod
     def _size(func: Any, args: Any, kwargs: Any) -> int:
         """The size of the largest result, from the shapes alone; 0 where they do not tell."""
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         try:
+            # told at once, where that is easy: on meta tensors torch imports its compiler, which takes two seconds
+            if given and torch.Tag.pointwise in func.tags:
+                shape = torch.broadcast_shapes(*(t.shape for t in given))
+                return math.prod(shape) * max(8, *(t.itemsize for t in given))
+            if func.overloadpacket.__name__ == "eye":
+                return int(args[0]) * int(args[-1]) * 8
+            if given and func.overloadpacket.__name__ in _SHRINKING:
+                return max(t.numel() for t in given) * 8
             on_meta = {"device": "meta"} if any(a.name == "device" for a in func._schema.arguments) else {}
             shells, options = tree_map_only(Tensor, lambda t: t.to("meta"), (args, dict(kwargs)))
             options = {key: None if isinstance(v, torch.Generator) else v for key, v in options.items()}

@@ -22,6 +22,7 @@ from torch import nn
 import engine.plugin
 from engine import Linear
 from engine.arrays import read_arrays, write_arrays
+from engine.configuration import MemoryGuard
 from engine.entries import HEADER, block
 from engine.errors import RegistryError, TamperedError, UntrustedError
 from engine.files import parse_toml
@@ -670,3 +671,13 @@ def test_a_pipe_does_not_make_a_reader_wait(workspace):
         os.mkfifo(path)
         with pytest.raises(RegistryError, match="regular file"):
             read()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: torch.eye(10**6), lambda: torch.ones(1000, 1) * torch.ones(1000), lambda: torch.ones(1000).repeat(1000)],
+    ids=["eye", "broadcast", "repeat"],
+)
+def test_a_tensor_out_of_proportion_is_refused_however_it_is_made(make):
+    with pytest.raises(RegistryError, match="must need at most 1048576 bytes"), MemoryGuard(2**20):
+        make()
