@@ -80,11 +80,17 @@ def settle(
     """Search from the starts and classify what was found; search again from any higher point that this brought up.
 
     Arguments:
-        objective, starts, inside, idle, fixed, screened, shape: As for :func:`judge`.
+        objective: S of B data sets.
+        starts: Where the searches begin.
+        inside: The feasible set, with what is idle or fixed held.
+        idle: Components that nothing depends on, (P,).
+        fixed: Parameters that were held, by name.
+        screened: How many points were tried before, for messages.
+        shape: Whether to look at S a standard error away from each maximum.
         finish: See :func:`engine.optimise.maximise`.
     """
     solution = search(objective, starts, inside, finish)
-    found = judge(objective, solution, starts, inside, idle, fixed, screened, shape=shape)
+    found = _Judge(objective, solution, starts, inside, idle, fixed, screened).run(shape)
     for _ in range(_AGAIN):
         if not found.higher:
             break
@@ -94,33 +100,8 @@ def settle(
         order = torch.argsort(owner, stable=True)
         starts = Starts(torch.cat([starts.theta, more.theta])[order], owner[order])
         solution = solution.pick(order)
-        found = judge(objective, solution, starts, inside, idle, fixed, screened, shape=shape)
+        found = _Judge(objective, solution, starts, inside, idle, fixed, screened).run(shape)
     return found
-
-
-def judge(
-    objective: Objective,
-    solution: Solution,
-    starts: Starts,
-    inside: FeasibleSet,
-    idle: Tensor,
-    fixed: Mapping[str, float],
-    screened: int,
-    *,
-    shape: bool = True,
-) -> Verdicts:
-    """Classify the best maximum of each data set.
-
-    Arguments:
-        objective: S of B data sets.
-        solution, starts: Where R searches ended, and where they began.
-        inside: The feasible set, with what is idle or fixed held.
-        idle: Components that nothing depends on, (P,).
-        fixed: Parameters that were held, by name.
-        screened: How many points were tried before, for messages.
-        shape: Whether to look at S a standard error away from each maximum.
-    """
-    return _Judge(objective, solution, starts, inside, idle, fixed, screened).run(shape)
 
 
 class _Judge:
@@ -154,11 +135,8 @@ class _Judge:
         theta, at = found.theta.clone(), found.at
         unit = 1.0 / at.information.diagonal(dim1=-2, dim2=-1).abs().clamp_min(1e-300).sqrt()
         unit = torch.where(torch.isfinite(unit) & (unit < 1e140), unit, self.space.scale)
-        anything = self.inside.lower.nan_to_num(0.0, 0.0, 0.0).expand_as(theta)  # the row says NaN in the end
-        theta[~good] = anything[~good]
-        theta = torch.where(
-            good[:, None], theta, torch.minimum(torch.maximum(theta, self.inside.lower), self.inside.upper)
-        )
+        anything = torch.minimum(torch.maximum(torch.zeros_like(theta), self.inside.lower), self.inside.upper)
+        theta = torch.where(good[:, None], theta, anything)  # the row says NaN in the end
         score = torch.where(good[:, None], at.score, 0.0)
         J = torch.where(good[:, None, None], at.information, torch.eye(self.P, dtype=torch.float64))
         face = face_at(
