@@ -22,6 +22,7 @@ from engine import (
     Parameter,
     ParameterError,
     ParameterSpace,
+    PositiveSemidefinite,
     Registry,
     Simplex,
     Status,
@@ -480,3 +481,24 @@ def test_an_interval_that_would_leave_its_estimate_out_is_an_error():
     except EstimateError:
         return
     assert low <= fit["b"].value <= high
+
+
+@pytest.mark.parametrize("x", [[1.0, 1.5, 1.0], [2.0, -1.9, 0.7]])
+def test_the_covariance_of_a_matrix_of_rank_one_is_that_of_its_factor(x):
+    """M = v v' has two free numbers: their inverse Hessian, carried to the entries of M, is the covariance."""
+    names = ("xx", "xy", "yy")
+    space = ParameterSpace(
+        [Parameter(n, bounds=(-20.0, 20.0)) for n in names], [PositiveSemidefinite([["xx", "xy"], ["xy", "yy"]])]
+    )
+    fits = estimate_many(space, {"m": Gaussian(parameter_names=names, sd=0.1)}, {"m": torch.tensor([[x]])})
+    assert fits.status == [Status.AT_BOUND]
+
+    def entries(v):
+        return torch.stack([v[0] ** 2, v[0] * v[1], v[1] ** 2])
+
+    xx, xy, _ = fits.theta[0]
+    v = torch.stack([xx.sqrt(), xy / xx.sqrt()])
+    given = torch.tensor(x).double()
+    H = torch.autograd.functional.hessian(lambda v: 50.0 * (entries(v) - given).square().sum(), v)
+    G = torch.autograd.functional.jacobian(entries, v)
+    assert torch.allclose(fits.covariance[0], G @ torch.linalg.inv(H) @ G.mT, rtol=1e-6, atol=1e-9)
