@@ -74,6 +74,8 @@ class Modality(nn.Module):
     #: Whether s is concave in θ for every x, wherever it is finite: what a proof of a global maximum rests on. It may
     #: be a property. A class that writes its own log_evidence says it anew: no claim is inherited with another scalar.
     concave: bool = False
+    #: Whether s was learned from simulations or labelled pairs, so that it is as good as its certificate says.
+    learned: bool = False
     #: Units that the modality takes for granted, by parameter name; the registry refuses any other.
     parameter_units: Mapping[str, str] = {}
 

@@ -1,0 +1,108 @@
+r"""Simulations as the engine draws them: in blocks with seeds of their own, every draw looked at.
+
+Block b of a run with a seed is the same whatever was drawn before it, on whatever worker: that is what makes a run
+resumable, and its result independent of the number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.errors import ModalityError
+
+__all__ = ["BLOCK", "Draws", "Simulate", "draw", "generator_of"]
+
+#: simulator(theta, generator): θ (n, P_m) -> x (n, *event_shape)
+Simulate = Callable[..., Tensor]
+#: How many simulations share a seed.
+BLOCK = 1000
+_MOST_LOST = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Simulated pairs, and how many draws were no observations.
+
+    Attributes:
+        theta: Shape (n, P_m), float64.
+        x: Shape (n, *event_shape), float64.
+        excluded: Draws with NaN or infinite entries, which are left out of both.
+        rows: Which of the rows asked for these are, shape (n,).
+    """
+
+    theta: Tensor
+    x: Tensor
+    excluded: int
+    rows: Tensor
+
+
+def generator_of(seed: int, *path: int) -> torch.Generator:
+    """A generator whose stream belongs to a seed and a place, such as (purpose, block), alone.
+
+    Arguments:
+        seed: Of the run.
+        path: Whole numbers >= 0.
+
+    Example:
+        >>> a, b = generator_of(3, 0), generator_of(3, 1)
+        >>> torch.rand((), generator=a).item() == torch.rand((), generator=b).item()
+        False
+    """
+    state = np.random.SeedSequence([int(seed) & (2**64 - 1), *path]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) & (2**63 - 1))
+
+
+def draw(
+    simulate: Simulate,
+    theta: Tensor,
+    generator: torch.Generator,
+    event_shape: Sequence[int],
+    label: str = "the simulator",
+) -> Draws:
+    """One observation for each θ; draws that are not finite are left out and counted.
+
+    Arguments:
+        simulate: ``simulate(theta, generator)``.
+        theta: Shape (n, P_m).
+        generator: Its source of randomness.
+        event_shape: What one observation must look like.
+        label: What messages call it.
+
+    Raises:
+        ModalityError: where it raises, returns something else than (n, *event_shape) real numbers, or more than half
+            of the draws are not finite; the message has the first θ concerned.
+
+    Example:
+        >>> theta = torch.tensor([[1.0], [-1.0], [4.0]])
+        >>> found = draw(lambda t, g: t.sqrt(), theta, torch.Generator(), (1,))
+        >>> found.x.tolist(), found.excluded, found.rows.tolist()
+        ([[1.0], [2.0]], 1, [0, 2])
+    """
+    first = ", ".join(f"{v:.6g}" for v in theta[0].tolist()) if len(theta) else ""
+    try:
+        x = simulate(theta, generator)
+    except Exception as error:
+        raise ModalityError(
+            f"{label} raised {type(error).__name__}: {error}, for {len(theta)} θ, the first of them ({first})"
+        ) from error
+    expected = (len(theta), *event_shape)
+    if not isinstance(x, Tensor) or tuple(x.shape) != expected or x.dtype.is_complex:
+        seen = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ModalityError(
+            f"{label} must return a real tensor of shape (n, *event_shape) = {expected} for θ {tuple(theta.shape)}, got {seen}"
+        )
+    x = x.detach().to(torch.float64)
+    good = torch.isfinite(x.reshape(len(x), -1)).all(-1)
+    lost = int((~good).sum())
+    if lost > _MOST_LOST * len(x):
+        bad = ", ".join(f"{v:.6g}" for v in theta[~good][0].tolist())
+        raise ModalityError(
+            f"{label} returned NaN or infinite values in {lost} of {len(x)} draws, first at θ = ({bad}); mend it or narrow the prior"
+        )
+    rows = good.nonzero()[:, 0]
+    return Draws(theta.to(torch.float64)[rows], x[rows], lost, rows)
