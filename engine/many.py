@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from engine.evidence import Evidence
 from engine.modality import Modality
 from engine.parameters import ParameterSpace
 from engine.profile import profile_intervals
+from engine.report.progress import progress_bar
 from engine.result import Estimate, Status
 from engine.search import feasible, given_start, starting_points
 from engine.uncertainty import Interval
@@ -417,15 +417,7 @@ def _look(problem: _Problem, found: Verdicts) -> None:
 
 
 def _progress(chunks: list[tuple[int, int]], shown: bool | None) -> Iterator[tuple[int, int]]:
-    if shown is False or (shown is None and (len(chunks) < 2 or not sys.stderr.isatty())):
-        yield from chunks
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("estimating data sets", total=chunks[-1][1])
+    with progress_bar("estimating data sets", chunks[-1][1], False if shown is None and len(chunks) < 2 else shown) as tick:
         for first, last in chunks:
             yield first, last
-            bar.update(task, completed=last)
+            tick(last - first)

@@ -305,6 +305,18 @@ class ParameterSpace:
         columns = [p.quantile(u[..., i]) for i, p in enumerate(self._parameters)]
         return torch.from_numpy(np.stack(columns, -1) if columns else np.zeros(u.shape))
 
+    def only(self, names: Sequence[str]) -> ParameterSpace:
+        """The space of some of the parameters, with the constraints that tie no other.
+
+        Arguments:
+            names: Which, in their order there.
+
+        Raises:
+            ParameterError: for a name that nobody declared.
+        """
+        kept = [self[name] for name in names]
+        return ParameterSpace(kept, [c for c in self.constraints if set(c.parameters) <= set(names)])
+
     def sample_prior(self, n: int, seed: int = 0) -> Tensor:
         """Draws from the prior, restricted to the feasible set.
 

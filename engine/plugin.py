@@ -331,7 +331,7 @@ def _read(folder: Path, trust: bool, guarded: bool) -> Modality:
     for key in info.frozen:
         if key in weights:
             weights[key].requires_grad_(False)
-    if info.training_prior is not None and not hasattr(type(modality), "training_prior"):
+    if info.training_prior is not None and not isinstance(getattr(type(modality), "training_prior", None), property):
         modality.training_prior = ParameterSpace(info.training_prior)  # pyright: ignore[reportAttributeAccessIssue]
     return modality.eval()
 

@@ -166,6 +166,19 @@ class Prior:
         )
         return float(value) if np.ndim(u) == 0 else value
 
+    def cdf(self, value: np.ndarray, low: float = -math.inf, high: float = math.inf) -> np.ndarray:
+        """The fraction of the prior below a value: the inverse of :meth:`quantile` where the law is continuous.
+
+        Arguments:
+            value: Shape (*).
+            low, high: Where the prior is cut off before.
+
+        Returns:
+            Fractions in [0, 1], shape (*).
+        """
+        a, b = self._law.cdf(low), self._law.cdf(high)
+        return np.clip((self._law.cdf(np.clip(value, low, high)) - a) / (b - a), 0.0, 1.0)
+
     def mass(self, low: float, high: float) -> float:
         """The probability between two bounds, low and high."""
         if self.discrete:
