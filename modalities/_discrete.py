@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from torch.distributions import constraints
 
 from engine.errors import ModalityError
 from modalities._densities import LOG_2PI
-from modalities._networks import check_hidden, mlp, soft_cap
+from modalities._networks import check_hidden, mlp, redraw, soft_cap
 from modalities._tensors import require
 
 __all__ = ["DiscreteChain", "Entries", "check_discrete", "negative_binomial"]
@@ -98,15 +98,21 @@ class DiscreteChain(nn.Module):
             outputs = categories or 3 * components
             self.networks.append(mlp(seen, check_hidden("hidden", hidden), outputs, activation))
             seen += categories or 1
-            if not categories:
-                self._spread(self.networks[-1])
         self.encoded = seen - context
+        self._spread()
 
-    def _spread(self, network: Any) -> None:
-        with torch.no_grad():  # components that begin alike would long stay alike
-            bias = network[-1].bias.zero_().view(3, self.components)
-            if self.components > 1:
-                bias[1].copy_(torch.linspace(-1.0, 1.0, self.components))
+    def reset_parameters(self) -> None:
+        """Draw the weights anew."""
+        redraw(self.networks)
+        self._spread()
+
+    @torch.no_grad()
+    def _spread(self) -> None:
+        """Set the components of counts apart: those that begin alike would long stay alike."""
+        for categories, network in zip(self.kinds, cast(Any, self.networks), strict=True):
+            if not categories:
+                bias = network[-1].bias.zero_().view(3, self.components)
+                bias[1] = torch.linspace(-1.0, 1.0, self.components) if self.components > 1 else 0.0
 
     def standardise(self, values: Tensor) -> None:
         """Set the centre and scale of counts from training data (n, m).
@@ -162,7 +168,7 @@ def negative_binomial(n: Tensor, log_mean: Tensor, kappa: Tensor) -> Tensor:
         >>> negative_binomial(n, log_mean, torch.tensor(-40.0).double())  # Poisson: −3, 3 log 3 − 3 − log 3!
         tensor([-3.0000, -1.4959], dtype=torch.float64)
         >>> negative_binomial(n, log_mean, torch.tensor(0.0).double()).exp()  # r = 3: 1/8, and 10/64
-        tensor([0.1250, 0.1562], dtype=torch.float64)
+        tensor([0.1250, 0.1563], dtype=torch.float64)
     """
     mean, r = log_mean.exp(), (log_mean - kappa).exp()
     none = -r * torch.log1p(kappa.exp())  # (r / (r + m))^r, and m / r = e^κ
@@ -170,7 +176,10 @@ def negative_binomial(n: Tensor, log_mean: Tensor, kappa: Tensor) -> Tensor:
     count = torch.where(some, n, 1.0)
     matched = -0.5 * (LOG_2PI + count.log() + torch.log1p(count / r))
     matched = matched + _stirling_rest(r + count) - _stirling_rest(r) - _stirling_rest(count)
-    deviance = (r + count) * torch.log1p((count - mean) / (r + mean)) + count * (log_mean - count.log())
+    excess = (mean - count) / count
+    near = excess.abs() < 0.5  # else the two terms of the deviance round differently, a million times over
+    log_ratio = torch.where(near, torch.log1p(torch.where(near, excess, 0.0)), log_mean - count.log())
+    deviance = (r + count) * torch.log1p((count - mean) / (r + mean)) + count * log_ratio
     return torch.where(some, matched + deviance, none)
 
 

@@ -21,6 +21,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +29,12 @@ from torch.distributions import Transform, constraints
 
 from engine.errors import ModalityError
 from modalities._densities import LOG_2PI
-from modalities._networks import activation_of, check_choice, check_count, check_hidden, soft_cap
+from modalities._networks import activation_of, check_choice, check_count, check_hidden, redraw, soft_cap
 
 __all__ = ["FLOWS", "AutoregressiveMixture", "ZukoDensity", "conditional_density", "log_normal_mass"]
 
 #: What :func:`conditional_density` builds.
-FLOWS = ("maf", "mixture", "bpf", "nsf")
+FLOWS = ("mixture", "maf", "bpf", "nsf")
 
 _LOG_SCALE = 8.0  # of a mixture's Gaussian, whose sd is between e^−8 and e^8
 _LOG_SLOPE = 7.0  # of one affine step
@@ -47,7 +48,7 @@ def conditional_density(
     Raises:
         ModalityError: for a flow, a count or an activation that there is not.
     """
-    check_choice("flow", flow, FLOWS, "'maf' and 'mixture' are smooth, 'bpf' nearly, 'nsf' is not")
+    check_choice("flow", flow, FLOWS, "'mixture' and 'maf' are smooth, 'bpf' nearly, 'nsf' is not")
     if flow == "mixture" or (flow == "maf" and size == 1):  # an affine step of one number is a Gaussian
         return AutoregressiveMixture(size, context, components, hidden, activation)
     return ZukoDensity(flow, size, context, transforms, hidden, activation)
@@ -65,10 +66,19 @@ class AutoregressiveMixture(nn.Module):
         self.network = masked(
             seen.repeat_interleave(3 * components, 0), check_hidden("hidden", hidden), activation_of(activation)
         )
-        with torch.no_grad():  # components that begin alike would long stay alike
-            bias = self.network[-1].bias.zero_().view(size, 3, components)
-            bias[:, 1].copy_(torch.linspace(-1.5, 1.5, components) if components > 1 else torch.zeros(1))
-            bias[:, 2].fill_(-0.5)
+        self._spread()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew."""
+        redraw(self.network)
+        self._spread()
+
+    @torch.no_grad()
+    def _spread(self) -> None:
+        """Set the components apart: those that begin alike would long stay alike."""
+        bias = self.network[-1].bias.zero_().view(-1, 3, self.components)
+        bias[:, 1] = torch.linspace(-1.5, 1.5, self.components) if self.components > 1 else 0.0
+        bias[:, 2] = -0.5
 
     def forward(self, value: Tensor, context: Tensor, box: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """log q(value | context): (*, D) and (*, C) -> (*); box has the ends of D intervals, which may be infinite."""
@@ -89,7 +99,7 @@ def log_normal_mass(low: Tensor, high: Tensor) -> Tensor:
     Example:
         >>> low, high = torch.tensor([-1.0, 30.0]).double(), torch.tensor([1.0, 31.0]).double()
         >>> log_normal_mass(low, high)
-        tensor([  -0.3817, -454.3213], dtype=torch.float64)
+        tensor([-3.8172e-01, -4.5432e+02], dtype=torch.float64)
     """
     right = low + high > 0  # on the right both Φ are near 1: look at it from the other side
     low, high = torch.where(right, -high, low), torch.where(right, -low, high)
@@ -129,7 +139,7 @@ class SmoothAffine(Transform):
     domain = constraints.real
     codomain = constraints.real
     bijective = True
-    sign = 1
+    sign = 1  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
 
     def __init__(self, shift: Tensor, scale: Tensor) -> None:
         super().__init__()
@@ -146,7 +156,7 @@ class SmoothAffine(Transform):
         return self.log_scale.expand(x.shape)
 
 
-def _zuko() -> object:
+def _zuko() -> Any:
     try:
         import zuko.flows
         import zuko.nn

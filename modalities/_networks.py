@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from engine.errors import ModalityError
 from engine.learning import Learnable
 
-__all__ = ["Pairwise", "activation_of", "check_choice", "check_count", "check_hidden", "mlp", "soft_cap"]
+__all__ = ["Pairwise", "activation_of", "check_choice", "check_count", "check_hidden", "mlp", "redraw", "soft_cap"]
 
 # Each twice differentiable everywhere: the information is a second derivative of what they build.
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -28,11 +28,13 @@ def activation_of(name: str) -> type[nn.Module]:
     Raises:
         ModalityError: for another name.
     """
-    check_choice("activation", name, _ACTIVATIONS, "a kinked one, such as ReLU, has no second derivative to estimate by")
+    check_choice(
+        "activation", name, _ACTIVATIONS, "a kinked one, such as ReLU, has no second derivative to estimate by"
+    )
     return _ACTIVATIONS[name]
 
 
-def check_choice(name: str, value: object, allowed: Sequence[str] | dict[str, object], advice: str) -> None:
+def check_choice(name: str, value: object, allowed: Collection[str], advice: str) -> None:
     """Refuse what is not one of some words."""
     if not isinstance(value, str) or value not in allowed:
         raise ModalityError(f"{name} must be one of {', '.join(allowed)}, got {value!r}; {advice}")
@@ -69,6 +71,14 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str) -> nn
         layers += [nn.Linear(width, size), smooth()]
         width = size
     return nn.Sequential(*layers, nn.Linear(width, outputs))
+
+
+def redraw(network: nn.Module) -> None:
+    """Draw every layer's weights anew, as its constructor does."""
+    for layer in network.modules():
+        reset = getattr(layer, "reset_parameters", None)
+        if layer is not network and callable(reset):
+            reset()
 
 
 def soft_cap(value: Tensor, cap: float) -> Tensor:

@@ -7,8 +7,8 @@ absent. Trained by maximum likelihood on simulated pairs, E[−log q] is least a
 of θ that covers the prior. A bias of the learned score that is left makes itself felt √N times over: certify.
 
 =============  ===================================================================================================
+``"mixture"``  mixtures of Gaussians of each number given those before it; smooth, quick and the default
 ``"maf"``      affine steps, each number given those before it; smooth. One number alone is done by ``"mixture"``
-``"mixture"``  mixtures of Gaussians of each number given those before it; smooth, and several times quicker
 ``"bpf"``      Bernstein polynomials; smooth but at 5 standard deviations, where they end; slow
 ``"nsf"``      rational splines: the score has kinks and the second derivative jumps, so that no information can be
                read off it; for comparison, or where scores are all that is used (refined evidence)
@@ -46,7 +46,7 @@ class NeuralLikelihood(Learnable):
         summary: A module from x to features; what is learned is then the density of the features, not of x, and
             ``normalised`` is False.
         features: How many features; found by a trial call where left out.
-        flow: "maf", "mixture", "bpf" or "nsf", for the continuous part.
+        flow: "mixture", "maf", "bpf" or "nsf", for the continuous part.
         transforms: How many steps a flow has; not used by "mixture".
         hidden: The widths of each network's hidden layers.
         components: How many Gaussians "mixture" has for each number, and negative binomials each count.
@@ -75,7 +75,7 @@ class NeuralLikelihood(Learnable):
         *,
         summary: nn.Module | None = None,
         features: int | None = None,
-        flow: str = "maf",
+        flow: str = "mixture",
         transforms: int = 5,
         hidden: Sequence[int] = (64, 64),
         components: int = 8,
@@ -84,12 +84,14 @@ class NeuralLikelihood(Learnable):
         simulator: object = None,
     ) -> None:
         super().__init__(parameter_names, event_shape, summary=summary, features=features, simulator=simulator)
-        check_choice("flow", flow, FLOWS, "'maf' and 'mixture' are smooth, 'bpf' nearly, 'nsf' is not")
+        check_choice("flow", flow, FLOWS, "'mixture' and 'maf' are smooth, 'bpf' nearly, 'nsf' is not")
         check_count("transforms", transforms)
         hidden = check_hidden("hidden", hidden)
         kinds = check_discrete(discrete, self.features)
         if kinds and summary is not None:
-            raise ModalityError(f"discrete {list(kinds)} must be entries of x itself, got a summary too; drop one of them")
+            raise ModalityError(
+                f"discrete {list(kinds)} must be entries of x itself, got a summary too; drop one of them"
+            )
         self.normalised = summary is None
         self._discrete = list(kinds)
         self._continuous = [i for i in range(self.features) if i not in kinds]
@@ -97,7 +99,9 @@ class NeuralLikelihood(Learnable):
         if kinds:
             assert self._configuration is not None
             self._configuration["discrete"] = {str(i): kind or "count" for i, kind in kinds.items()}  # keys are text
-            self.chain = DiscreteChain(list(kinds.values()), size, hidden, check_count("components", components), activation)
+            self.chain = DiscreteChain(
+                list(kinds.values()), size, hidden, check_count("components", components), activation
+            )
             self.support, given = Entries(kinds, self.event_shape), self.chain.encoded
             self.support_rule = "categories and counts must be whole numbers in range"
             self.support_advice = "number categories from 0, and leave out entries of any other"

@@ -193,7 +193,7 @@ def _best(B: Tensor, u: Tensor, root: Tensor | None, sizes: Sequence[int]) -> tu
     Returns i, the coefficients (p, Q) and their covariance (p Q, p Q).
     """
     n, Q = u.shape
-    gram, right, total = _normal(B, u, root)
+    gram, right, total = normal_equations(B, u, root)
     scores, fits = [], []
     for size in sizes:
         k = size * Q
@@ -208,7 +208,7 @@ def _best(B: Tensor, u: Tensor, root: Tensor | None, sizes: Sequence[int]) -> tu
     return best, c.reshape(-1, Q), scale * inverse
 
 
-def _normal(B: Tensor, u: Tensor, root: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def normal_equations(B: Tensor, u: Tensor, root: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Σ (B Bᵀ) ⊗ W, Σ B ⊗ W u and Σ uᵀ W u, by function then component."""
     (n, p), Q = B.shape, u.shape[1]
     if root is None:

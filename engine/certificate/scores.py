@@ -20,15 +20,22 @@ def score_rows(modality: Modality, x: Tensor, theta: Tensor) -> Tensor:
     Raises:
         ModalityError: where the scalar raises, has another shape, or its score is not finite.
     """
-    rows = [_score(modality, a, b)[0] for a, b in _chunks(x, theta)]
-    return torch.cat(rows) if rows else theta.new_zeros(0, theta.shape[-1])
+    return scored_rows(modality, x, theta)[1]
+
+
+def scored_rows(modality: Modality, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """s (n) and u (n, P_m), float64, as :func:`score_rows`."""
+    found = [_score(modality, a, b) for a, b in _chunks(x, theta)]
+    if not found:
+        return theta.new_zeros(0), theta.new_zeros(0, theta.shape[-1])
+    return torch.cat([f[2] for f in found]), torch.cat([f[0] for f in found])
 
 
 def information_rows(modality: Modality, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
     """u (n, P_m) and −∇u (n, P_m, P_m), float64, as :func:`score_rows`."""
     scores, slopes = [], []
     for a, b in _chunks(x, theta):
-        u, leaf = _score(modality, a, b, graph=True)
+        u, leaf, _ = _score(modality, a, b, graph=True)
         columns = [gradient(u[:, j].sum(), leaf, retain=True) if u.requires_grad else torch.zeros_like(leaf) for j in range(u.shape[1])]
         slope = -torch.stack(columns, -2).detach().double()
         scores.append(u.detach())
@@ -41,7 +48,7 @@ def _chunks(x: Tensor, theta: Tensor) -> list[tuple[Tensor, Tensor]]:
     return list(zip(x.split(step), theta.split(step), strict=True))
 
 
-def _score(modality: Modality, x: Tensor, theta: Tensor, graph: bool = False) -> tuple[Tensor, Tensor]:
+def _score(modality: Modality, x: Tensor, theta: Tensor, graph: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     name = type(modality).__name__
     with torch.inference_mode(False), torch.enable_grad():
         leaf = theta.detach().to(modality.dtype).clone().requires_grad_()
@@ -61,4 +68,4 @@ def _score(modality: Modality, x: Tensor, theta: Tensor, graph: bool = False) ->
         if bool(bad.any()):
             at = ", ".join(f"{v:.6g}" for v in theta[bad][0].tolist())
             raise ModalityError(f"the score of {name} is not finite for {int(bad.sum())} of {len(x)} pairs, first at θ = ({at})")
-    return (u.double() if graph else u.detach().double()), leaf
+    return (u.double() if graph else u.detach().double()), leaf, s.detach().double()

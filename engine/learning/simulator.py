@@ -6,8 +6,10 @@ resumable, and its result independent of the number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from engine.errors import ModalityError
 
-__all__ = ["BLOCK", "Draws", "Simulate", "draw", "generator_of"]
+__all__ = ["BLOCK", "Draws", "Purpose", "Simulate", "draw", "generator_of", "seed_of", "seeded"]
 
 #: simulator(theta, generator): θ (n, P_m) -> x (n, *event_shape)
 Simulate = Callable[..., Tensor]
@@ -30,7 +32,7 @@ class Draws:
 
     Attributes:
         theta: Shape (n, P_m), float64.
-        x: Shape (n, *event_shape), float64.
+        x: Shape (n, *event_shape), float64; (n, N, *event_shape) where sets were asked for and came.
         excluded: Draws with NaN or infinite entries, which are left out of both.
         rows: Which of the rows asked for these are, shape (n,).
     """
@@ -39,6 +41,39 @@ class Draws:
     x: Tensor
     excluded: int
     rows: Tensor
+
+
+class Purpose(IntEnum):
+    """What the random numbers of a training run are for; each purpose has streams of its own.
+
+    Example:
+        >>> generator_of(0, Purpose.THETA, 3).initial_seed() == generator_of(0, Purpose.SIMULATION, 3).initial_seed()
+        False
+    """
+
+    THETA = 0
+    SIMULATION = 1
+    WEIGHTS = 2
+    SPLIT = 3
+    SHUFFLE = 4
+    LOSS = 5
+    LAYERS = 6
+    VALIDATION = 7
+
+
+def seed_of(seed: int, *path: int) -> int:
+    """The seed, below 2**63, that belongs to a seed and a place alone.
+
+    Arguments:
+        seed: Of the run.
+        path: Whole numbers >= 0, such as (purpose, block).
+
+    Example:
+        >>> seed_of(3, Purpose.THETA, 0) == seed_of(3, Purpose.THETA, 1)
+        False
+    """
+    state = np.random.SeedSequence([int(seed) & (2**64 - 1), *path]).generate_state(1, np.uint64)[0]
+    return int(state) & (2**63 - 1)
 
 
 def generator_of(seed: int, *path: int) -> torch.Generator:
@@ -53,8 +88,27 @@ def generator_of(seed: int, *path: int) -> torch.Generator:
         >>> torch.rand((), generator=a).item() == torch.rand((), generator=b).item()
         False
     """
-    state = np.random.SeedSequence([int(seed) & (2**64 - 1), *path]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state) & (2**63 - 1))
+    return torch.Generator().manual_seed(seed_of(seed, *path))
+
+
+@contextmanager
+def seeded(seed: int, *path: int) -> Iterator[None]:
+    """Seed torch's global generator of the CPU inside the block, for code that draws from no other; its state comes back.
+
+    Arguments:
+        seed: Of the run.
+        path: Whole numbers >= 0.
+
+    Example:
+        >>> with seeded(3, 0):
+        ...     a = torch.rand(2)
+        >>> with seeded(3, 0):
+        ...     bool((torch.rand(2) == a).all())
+        True
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of(seed, *path))
+        yield
 
 
 def draw(
@@ -63,6 +117,7 @@ def draw(
     generator: torch.Generator,
     event_shape: Sequence[int],
     label: str = "the simulator",
+    sets: bool = False,
 ) -> Draws:
     """One observation for each θ; draws that are not finite are left out and counted.
 
@@ -72,6 +127,8 @@ def draw(
         generator: Its source of randomness.
         event_shape: What one observation must look like.
         label: What messages call it.
+        sets: Whether it may also return N observations for each θ, shape (n, N, *event_shape); a set that is not
+            finite throughout is left out whole.
 
     Raises:
         ModalityError: where it raises, returns something else than (n, *event_shape) real numbers, or more than half
@@ -85,16 +142,20 @@ def draw(
     """
     first = ", ".join(f"{v:.6g}" for v in theta[0].tolist()) if len(theta) else ""
     try:
-        x = simulate(theta, generator)
+        x = simulate(theta.clone(), generator)  # one that works in place must not change what it is asked for
     except Exception as error:
         raise ModalityError(
             f"{label} raised {type(error).__name__}: {error}, for {len(theta)} θ, the first of them ({first})"
         ) from error
     expected = (len(theta), *event_shape)
-    if not isinstance(x, Tensor) or tuple(x.shape) != expected or x.dtype.is_complex:
-        seen = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+    shape: tuple[int, ...] = tuple(x.shape) if isinstance(x, Tensor) else ()
+    is_set = sets and len(shape) > len(expected) and shape[:1] + shape[2:] == expected and 0 not in shape[1:2]
+    if not isinstance(x, Tensor) or not (shape == expected or is_set) or x.dtype.is_complex:
+        seen = f"{x.dtype} of shape {shape}" if isinstance(x, Tensor) else type(x).__name__
+        also = ", or (n, N, *event_shape) for N observations of each θ," if sets else ""
         raise ModalityError(
-            f"{label} must return a real tensor of shape (n, *event_shape) = {expected} for θ {tuple(theta.shape)}, got {seen}"
+            f"{label} must return a real tensor of shape (n, *event_shape) = {expected}{also} for θ "
+            f"{tuple(theta.shape)}, got {seen}; keep θ's axis first and the event's axes last"
         )
     x = x.detach().to(torch.float64)
     good = torch.isfinite(x.reshape(len(x), -1)).all(-1)

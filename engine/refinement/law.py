@@ -1,0 +1,230 @@
+r"""The law of a learned score beside a reference point: its mean as a function of where the data come from, and its variance.
+
+At a reference θ0 the score :math:`u(x; \theta_0)` of simulations made at θ0 + z is regressed on
+:math:`1, z, z z, z z z`: the mean m(z) with :math:`\delta = m(0)` and :math:`A = \partial m/\partial z`, and the residual
+variance K at θ0. Pairs of simulations at ± z from one stream of random numbers sharpen A, since what a smooth simulator
+adds to both cancels in their difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from engine.certificate.basis import exponents
+from engine.certificate.calibration import Calibrated, paired, simulated_scores
+from engine.certificate.draws import reflected, simulate_blocks
+from engine.certificate.fields import normal_equations
+from engine.certificate.scores import scored_rows
+from engine.errors import ModalityError
+from engine.learning.simulator import Simulate, generator_of
+from engine.modality import Modality
+from engine.parameters import ParameterSpace
+
+__all__: list[str] = []  # the machinery of refinement
+
+_PAIRS = 0.2  # the share of the simulations that come in pairs
+_SPREAD = 0.2  # the share that lie all over the width; the others lie close to the reference point, where m matters most
+_CLOSE = 0.1  # of the width
+_VERIFIED = 2000  # simulations at a root, to see whether it is the right one
+_NEAR = 0.5  # K is measured within this part of the width
+_CUBIC = 0.1  # of the parameter's scale: widths from which cubes take part
+
+
+@dataclass(frozen=True, eq=False)
+class Law:
+    """m(z), its covariance, and K, at one reference point.
+
+    Attributes:
+        reference: θ0, shape (P,).
+        width: How far from it the law holds, shape (P,); infinite where it is exact at θ0 alone and made anew for each.
+        powers: Exponents of z, shape (p, P), whole numbers; the first row is 0.
+        coefficients: Shape (p, P).
+        covariance: Of the coefficients, (p P, p P), by function then component.
+        variance: K, shape (P, P).
+        simulations: How many it took.
+    """
+
+    reference: Tensor
+    width: Tensor
+    powers: Tensor
+    coefficients: Tensor
+    covariance: Tensor
+    variance: Tensor
+    simulations: int
+
+    def at(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """m (P,), ∂m/∂θ (P, P) and V (P, P), the covariance of m, for data from theta (P,)."""
+        z = theta - self.reference
+        f = (z**self.powers).prod(-1)
+        P = len(z)
+        slope = torch.zeros(P, P, dtype=torch.float64)
+        for j in range(P):
+            lowered = self.powers.clone()
+            lowered[:, j] = (lowered[:, j] - 1).clamp_min(0)
+            slope[:, j] = (self.powers[:, j] * (z**lowered).prod(-1)) @ self.coefficients
+        inner = self.covariance.reshape(len(f), P, len(f), P)
+        return f @ self.coefficients, slope, torch.einsum("p,paqb,q->ab", f, inner, f)
+
+
+class Laws(Protocol):
+    """Where the law of a plugin's score comes from."""
+
+    kind: str
+
+    def laws(self, references: Tensor, widths: Tensor, simulations: int, seed: tuple[int, ...]) -> list[Law]:
+        """The laws at reference points (K, P_m), for data from within ``widths`` (K, P_m) of them."""
+        ...
+
+    def expected(
+        self, theta: Tensor, others: Tensor, seed: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor | None, int]:
+        """The mean (k,) of :func:`features` of data from theta (P_m,), their covariance, and from how many simulations."""
+        ...
+
+
+def features(modality: Modality, x: Tensor, theta: Tensor, others: Tensor | None) -> Tensor:
+    """What tells a right root from a wrong one, (n, k), of observations x (n, *event_shape) at a root theta (P,).
+
+    The products of the components of the score there, and the scalar at this root and at the other ones (C, P).
+    """
+    s, u = scored_rows(modality, x, theta.expand(len(x), -1))
+    i, j = torch.triu_indices(len(theta), len(theta))
+    columns = [u[:, i] * u[:, j]]
+    if others is not None:
+        with torch.no_grad():
+            columns += [s[:, None]]
+            columns += [modality(x.to(modality.dtype), o.to(modality.dtype)).double()[:, None] - s[:, None] for o in others]
+    return torch.cat(columns, -1)
+
+
+class FieldLaws:
+    """Laws from the fields of a calibrated modality: no simulator is needed."""
+
+    kind = "calibrated"
+
+    def __init__(self, modality: Calibrated) -> None:
+        self.calibration = modality.calibration
+
+    def laws(self, references: Tensor, widths: Tensor, simulations: int, seed: tuple[int, ...]) -> list[Law]:
+        """The fields at the reference points."""
+        P = references.shape[1]
+        powers = torch.tensor(exponents(P, 1))
+        order = powers[1:].argmax(-1)  # which component each linear function is
+        out = []
+        for reference, mean, slope, K, V in zip(references, *self.calibration.at(references), strict=True):
+            covariance = torch.zeros((P + 1) * P, (P + 1) * P, dtype=torch.float64)
+            covariance[:P, :P] = V
+            coefficients = torch.cat([mean[None], slope.mT[order]])
+            out.append(Law(reference, torch.full_like(reference, torch.inf), powers, coefficients, covariance, K, 0))
+        return out
+
+
+    def expected(
+        self, theta: Tensor, others: Tensor, seed: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor | None, int]:
+        """The mean (k,) of :func:`features` without the scalar at theta (P,); its variance is the data's."""
+        mean, _, K, _ = (t[0] for t in self.calibration.at(theta[None]))
+        i, j = torch.triu_indices(len(theta), len(theta))
+        return (K + mean[:, None] * mean)[i, j], None, 0
+
+
+class SimulatedLaws:
+    """Laws from simulations around each reference point.
+
+    Arguments:
+        modality: The learned one.
+        simulate: Its simulator.
+        prior: The prior that it was trained on: simulations stay inside.
+        tick: Told how many simulations were made.
+    """
+
+    kind = "refined"
+
+    def __init__(
+        self, name: str, modality: Modality, simulate: Simulate, prior: ParameterSpace, tick: Callable[[int], None] | None = None
+    ) -> None:
+        self.name = name
+        self.modality = modality.modality if isinstance(modality, Calibrated) else modality
+        self.simulate, self.prior, self.tick = simulate, prior, tick
+        self.excluded = 0
+
+    def laws(self, references: Tensor, widths: Tensor, simulations: int, seed: tuple[int, ...]) -> list[Law]:
+        """Regressions on fresh simulations, from the same random numbers for the same seed."""
+        return [self._law(reference, width, simulations, seed) for reference, width in zip(references, widths, strict=True)]
+
+    def _law(self, reference: Tensor, width: Tensor, simulations: int, seed: tuple[int, ...]) -> Law:
+        P = len(reference)
+        pairs = round(0.5 * _PAIRS * simulations)
+        generator = generator_of(*seed, 0)
+        z = width * torch.randn(simulations - 2 * pairs, P, generator=generator, dtype=torch.float64)
+        z[round(_SPREAD * simulations) :] *= _CLOSE
+        step = width * torch.randn(pairs, P, generator=generator, dtype=torch.float64)
+        alone = reflected(reference + z, self.prior)
+        ends = [reflected(reference + step, self.prior), reflected(reference - step, self.prior)]
+        rows, u, lost = self._scores(alone, reference, seed, 1)
+        found = [self._scores(end, reference, seed, 2) for end in ends]
+        self.excluded += lost + sum(part[2] for part in found)
+        z = alone[rows] - reference
+        _, ends, difference = paired(found, ends)
+        degree = 3 if bool((width > _CUBIC * self.prior.scale).any()) else 2
+        powers = torch.tensor(exponents(P, degree))
+        unit = width.clamp_min(1e-300)
+
+        def functions(z: Tensor) -> Tensor:
+            return ((z / unit)[:, None] ** powers).prod(-1)
+
+        B = functions(z)
+        D = functions(ends[0] - reference) - functions(ends[1] - reference)
+        first = torch.linalg.lstsq(B, u).solution
+        residual = u - B @ first
+        weight = torch.exp(-0.5 * (z / (_NEAR * unit)).square().sum(-1))
+        K = (residual * weight[:, None]).mT @ residual / weight.sum() * (len(u) / max(1, len(u) - len(powers)))
+        self._check(K, reference, len(u))
+        apart = difference - D @ torch.linalg.lstsq(D, difference).solution
+        K_pair = apart.mT @ apart / max(1, len(apart) - len(powers))
+        gram, right = _weighted(B, u, K)
+        more, beside = _weighted(D, difference, K_pair + 1e-12 * K)
+        inverse = torch.linalg.pinv(gram + more, hermitian=True)
+        c = (inverse @ (right + beside)).reshape(len(powers), P)
+        scale = (unit**powers).prod(-1)  # back from units of the width
+        covariance = inverse.reshape(len(powers), P, len(powers), P) / scale[:, None, None, None] / scale[:, None]
+        made = len(u) + 2 * len(difference)
+        return Law(
+            reference, width, powers, c / scale[:, None], covariance.reshape(inverse.shape), K, made
+        )
+
+    def expected(
+        self, theta: Tensor, others: Tensor, seed: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor | None, int]:
+        """The mean (k,) and covariance (k, k) of :func:`features` at theta (P,), from n simulations there, and n."""
+        at = theta.expand(_VERIFIED, -1)
+        blocks = simulate_blocks(self.simulate, at, seed[0], (*seed[1:], 3), tuple(self.modality.event_shape), self.tick)
+        x = torch.cat([part.x for _, part in blocks])
+        f = features(self.modality, x, theta, others)
+        return f.mean(0), torch.cov(f.T).reshape(f.shape[1], -1), len(f)
+
+    def _scores(self, true: Tensor, reference: Tensor, seed: tuple[int, ...], part: int) -> tuple[Tensor, Tensor, int]:
+        at = reference.expand(len(true), -1)
+        try:
+            return simulated_scores(self.modality, self.simulate, true, at, seed[0], (*seed[1:], part), self.tick)
+        except ModalityError as error:
+            raise ModalityError(f"plugin '{self.name}': {error}") from error
+
+    def _check(self, K: Tensor, reference: Tensor, n: int) -> None:
+        if n < 10 * len(reference) or not bool(torch.linalg.eigvalsh(K)[0] > 1e-12 * K.diagonal().max()):
+            at = ", ".join(f"{v:.4g}" for v in reference.tolist())
+            raise ModalityError(
+                f"plugin '{self.name}': the scores of {n} simulations at θ = ({at}) have no variance in some direction: "
+                "the scalar does not depend on all of its parameters there, and cannot be refined"
+            )
+
+
+def _weighted(B: Tensor, u: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
+    root = torch.linalg.cholesky(torch.linalg.inv(K))
+    gram, right, _ = normal_equations(B, u, root.expand(len(u), -1, -1))
+    return gram, right

@@ -1,0 +1,423 @@
+r"""Refined estimates: every learned scalar replaced by a calibrated concave one around the estimate.
+
+The raw sum says where its maxima may be; from each of the separated ones the iteration of :mod:`engine.refinement.solve` is
+run on a part of the data and few simulations; the best is run on all of both. What is returned are ordinary modalities with
+one "observation" each (:class:`engine.refinement.RefinedScalar`), which the sum takes like any other plugin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from engine.certificate.calibration import Calibrated
+from engine.datasets import DataSets, Part
+from engine.ensemble import Ensemble
+from engine.errors import ModalityError
+from engine.estimate import idle_components
+from engine.feasible import FeasibleSet
+from engine.learning.simulator import Simulate
+from engine.modality import Modality
+from engine.observations import Observations
+from engine.parameters import ParameterSpace
+from engine.refinement.law import FieldLaws, Laws, SimulatedLaws
+from engine.refinement.scalar import RefinedScalar
+from engine.refinement.solve import Rows, Solver
+from engine.search import feasible, nearest, search, starting_points
+
+__all__ = ["Refined", "Refinement", "laws_of", "refine"]
+
+_SCREENED = 200  # observations of a plugin by which starting points are found
+_TRIED = 2000  # the same for the searches that choose between them
+_SCREEN, _POLISH = 256, 8  # points of the prior, and how many of them are climbed from
+_TRIES = 4  # separated maxima of a data set that are refined
+_APART = 0.4  # in units of the parameters' scales
+_WORSE = 50.0  # nats below the best raw maximum (of the screened part) that are not worth a try
+_ALIKE = 5.0  # nats of S̃ within which the raw sum decides
+_RIVAL = 3.0  # nats within which another root is worth a word
+_UNLIKE = 1e-2  # the chance of data as unlike those of a root, below which others are looked for
+_EVERYWHERE = 12  # points of the prior to look from
+_NUMBERS = 2**24  # of data in one chunk
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """How the refined scalars of one data set were made, and how well they fit.
+
+    Attributes:
+        kinds: Plugin -> ``"refined"`` (by simulations around θ̂) or ``"calibrated"`` (by its fields).
+        simulations: Plugin -> how many its law rests on.
+        observations: Plugin -> how many observations it had.
+        rounds: How many reference points it took.
+        converged: Whether θ̂ settled.
+        misfit: Plugin -> −2 s̃(θ̂), about χ² with as many degrees of freedom as the plugin has parameters, or fewer.
+        statistic, dof: −2 S̃(θ̂) of all refined scalars, and its degrees of freedom: numbers of scores less parameters that
+            only they fix; a test of fit, and of tension between plugins. 0 degrees where there is nothing to test.
+        rival: Another root nearly as good in the raw sum, by name; empty where there is none.
+
+    Example:
+        >>> Refinement({"a": "refined"}, {"a": 20_000}, {"a": 100}, 4, True, {"a": 0.3}, 0.3, 1, {}).p_value > 0.5
+        True
+    """
+
+    kinds: Mapping[str, str]
+    simulations: Mapping[str, int]
+    observations: Mapping[str, int]
+    rounds: int
+    converged: bool
+    misfit: Mapping[str, float]
+    statistic: float
+    dof: int
+    rival: Mapping[str, float]
+
+    @property
+    def p_value(self) -> float:
+        """The chance of a larger −2 S̃(θ̂); 1 where there is nothing to test."""
+        return float(stats.chi2.sf(self.statistic, self.dof)) if self.dof else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for machines."""
+        return {
+            "kinds": dict(self.kinds),
+            "simulations": dict(self.simulations),
+            "observations": dict(self.observations),
+            "rounds": self.rounds,
+            "converged": self.converged,
+            "misfit": dict(self.misfit),
+            "statistic": self.statistic,
+            "dof": self.dof,
+            "p_value": self.p_value,
+            "rival": dict(self.rival),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Refined:
+    """The refined scalars of B data sets.
+
+    Attributes:
+        theta: Where they hold, shape (B, P).
+        modalities: Plugin -> its refined modality.
+        data: Plugin -> its one "observation" for each data set, (B, 1, P_m, P_m + 1).
+        refinements: How each data set's were made, B of them.
+    """
+
+    theta: Tensor
+    modalities: dict[str, Modality]
+    data: dict[str, Tensor]
+    refinements: list[Refinement]
+
+
+def laws_of(
+    modalities: Mapping[str, Modality],
+    refine: bool | Mapping[str, Simulate] | None,
+    parameters: ParameterSpace,
+    tick: Callable[[int], None] | None = None,
+) -> dict[str, Laws]:
+    """Which plugins of a query get a calibrated scalar, and where its law comes from.
+
+    Arguments:
+        modalities: The plugins of the query.
+        refine: None refines those that came with a simulator and calibrates those that have fields; True demands one of
+            both of every learned plugin; a mapping gives simulators, by name; False leaves all scalars raw.
+        parameters: The registry's, whose priors stand in for a training prior that is not known.
+        tick: Told how many simulations were made.
+
+    Raises:
+        ModalityError: for a simulator of a plugin that is not in the query, or True where one has neither.
+    """
+    if refine is False:
+        return {}
+    given = dict(refine) if isinstance(refine, Mapping) else {}
+    if unknown := sorted(set(given) - set(modalities)):
+        raise ModalityError(f"refine names '{unknown[0]}', of which there is no data here; there is {', '.join(sorted(modalities))}")
+    out: dict[str, Laws] = {}
+    for name, modality in modalities.items():
+        simulate = given.get(name)
+        if simulate is None and modality.learned and modality.has_simulator:
+            simulate = modality.simulate
+        if simulate is not None:
+            space = getattr(modality, "training_prior", None) or parameters.only(modality.parameter_names)
+            out[name] = SimulatedLaws(name, modality, simulate, space, tick)
+        elif isinstance(modality, Calibrated):
+            out[name] = FieldLaws(modality)
+        elif refine is True and modality.learned:
+            raise ModalityError(
+                f"plugin '{name}' has no simulator and no calibration to be refined with: pass refine={{'{name}': simulator}}"
+            )
+    return out
+
+
+class Data(Protocol):
+    """Data sets, however they are kept."""
+
+    count: int
+    names: tuple[str, ...]
+
+    def blocks(self, name: str, b: int, most: int | None) -> Iterator[Tensor]:
+        """The first ``most`` observations of a plugin in data set b, in blocks."""
+        ...
+
+    def part(self, start: int, stop: int, most: int | None) -> Part:
+        """Data sets start to stop, with at most so many observations each."""
+        ...
+
+
+class Sets:
+    """B data sets of one query."""
+
+    def __init__(self, sets: DataSets) -> None:
+        self.sets, self.count, self.names = sets, sets.count, sets.names
+
+    def blocks(self, name: str, b: int, most: int | None) -> Iterator[Tensor]:
+        """The first ``most`` observations of a plugin in data set b, in blocks."""
+        x = self.sets.one(b).get(name)
+        if x is not None:
+            yield x if most is None else x[:most]
+
+    def part(self, start: int, stop: int, most: int | None) -> Part:
+        """Data sets start to stop, with at most so many observations each."""
+        whole = self.sets.part(start, stop)
+        x = {n: v[:, :most] for n, v in whole.x.items()}
+        return Part(x, {n: None if m is None else m[:, :most] for n, m in whole.mask.items()}, whole.count)
+
+
+class Single:
+    """One data set, which may be larger than memory."""
+
+    count = 1
+
+    def __init__(self, observations: Observations) -> None:
+        self.observations, self.names = observations, tuple(sorted(observations.lengths))
+
+    def blocks(self, name: str, b: int, most: int | None) -> Iterator[Tensor]:
+        """The first ``most`` observations of a plugin, in blocks."""
+        seen = 0
+        for block in self.observations.blocks(name):
+            yield block if most is None else block[: most - seen]
+            seen += len(block)
+            if most is not None and seen >= most:
+                return
+
+    def part(self, start: int, stop: int, most: int | None) -> Part:
+        """The data set, with at most so many observations."""
+        x = {n: torch.cat(list(self.blocks(n, 0, most)))[None] for n in self.names}
+        return Part(x, dict.fromkeys(x), 1)
+
+
+def refine(
+    parameters: ParameterSpace,
+    modalities: Mapping[str, Modality],
+    data: Data,
+    laws: Mapping[str, Laws],
+    *,
+    prior: bool = False,
+    fixed: Mapping[str, float] | None = None,
+    start: Tensor | None = None,
+    simulations: int = 20_000,
+    seed: int = 0,
+    tick: Callable[[int], None] | None = None,
+) -> Refined:
+    """Refined scalars of every data set, around the maximum of their sum with the other plugins.
+
+    Arguments:
+        parameters: θ's components.
+        modalities: The plugins of the query, by name.
+        data: The data sets.
+        laws: Where the laws of the scores come from, for the plugins to refine.
+        prior: Whether the log prior takes part in the maximum.
+        fixed: Parameters to hold, by name.
+        start: One more starting point, (P,) or (B, P).
+        simulations: For each law, in the last rounds; a quarter of them, 5000 at most, choose between starting points.
+        seed: Of starting points and simulations.
+        tick: Told how many data sets are done.
+
+    Returns:
+        The refined scalars. One that did not settle has θ NaN.
+
+    Raises:
+        ModalityError: for a simulator or a scalar that fails; the message names the plugin.
+    """
+    fixed = {name: float(value) for name, value in (fixed or {}).items()}
+    out: list[tuple[Rows, list[Refinement]]] = []
+    cost = sum(sum(x.numel() for x in data.part(0, 1, _TRIED).x.values()) for _ in range(1))
+    chunk = max(1, min(256, _NUMBERS // max(1, cost * _TRIES)))
+    for first in range(0, data.count, chunk):
+        last = min(first + chunk, data.count)
+        begin = None if start is None else (start if start.dim() == 1 else start[first:last])
+        out.append(_chunk(parameters, modalities, data, laws, first, last, prior, fixed, begin, simulations, seed))
+        if tick is not None:
+            tick(last - first)
+    theta = torch.cat([rows.theta for rows, _ in out])
+    theta[~torch.cat([rows.done for rows, _ in out])] = torch.nan
+    refined = {name: torch.cat([rows.refined[name] for rows, _ in out])[:, None] for name in laws}
+    scalars: dict[str, Modality] = {name: RefinedScalar(modalities[name].parameter_names) for name in laws}
+    return Refined(theta, scalars, refined, [one for _, many in out for one in many])
+
+
+def _chunk(
+    space: ParameterSpace,
+    modalities: Mapping[str, Modality],
+    data: Data,
+    laws: Mapping[str, Laws],
+    first: int,
+    last: int,
+    prior: bool,
+    fixed: Mapping[str, float],
+    start: Tensor | None,
+    simulations: int,
+    seed: int,
+) -> tuple[Rows, list[Refinement]]:
+    inside, middle = feasible(space, fixed)
+    heard = {p for name in data.names for p in modalities[name].parameter_names}
+    idle = idle_components(space, heard, prior)
+    learned = {name: modalities[name] for name in laws}
+    others = {name: modalities[name] for name in data.names if name not in laws}
+    raw = Ensemble(space, modalities, data.part(first, last, _SCREENED), prior=prior)
+    starts = starting_points(
+        raw, inside, middle, idle, start=start, screen=_SCREEN, polish=_POLISH, seed=seed
+    )
+    lower, upper = inside.lower.clone(), inside.upper.clone()
+    if len(starts.theta):
+        lower[idle] = upper[idle] = starts.theta[0, idle]
+    climbed = search(raw, starts, inside.within(lower, upper), 1e-6)
+    item, theta = _separate(space, starts.owner, climbed.theta, climbed.at.value, last - first)
+
+    def solver(most: int | None) -> Solver:
+        exact = None
+        if others:
+            whole = data.part(first, last, most)
+            part = Part({n: whole.x[n] for n in others}, {n: whole.mask[n] for n in others}, whole.count)
+            exact = Ensemble(space, others, part)
+        read = lambda name, b: data.blocks(name, first + b, most)  # noqa: E731
+        return Solver(space, inside, idle, learned, laws, exact, prior, read)
+
+    few = max(1000, min(5000, simulations // 4))
+    search_few = solver(_TRIED)
+    tried = search_few.run(item, theta, few, (seed, 1))
+    best, rivals, bad = _choose(raw, tried, search_few.fit(tried, (seed, 3)), space, last - first)
+    if len(bad):  # no root of the raw maxima's looks like the data: look everywhere
+        item, theta = _everywhere(space, inside, middle, idle, bad, seed)
+        tried = _distinct(tried.joined(search_few.run(item, theta, few, (seed, 1))), bad, space)
+        best, rivals, _ = _choose(raw, tried, search_few.fit(tried, (seed, 3)), space, last - first)
+    rows = solver(None).run(torch.arange(last - first), tried.theta[best], simulations, (seed, 2))
+    counts = {name: _counts(data, name, first, last) for name in laws}
+    heard_by_others = {p for m in others.values() for p in m.parameter_names} | set(fixed)
+    own = {p for m in learned.values() for p in m.parameter_names} - heard_by_others
+    refinements = [
+        _record(rows, b, laws, learned, counts, 0 if prior else len(own), rivals[b], space) for b in range(last - first)
+    ]
+    return rows, refinements
+
+
+def _counts(data: Data, name: str, first: int, last: int) -> list[int]:
+    return [sum(len(x) for x in data.blocks(name, b, None)) for b in range(first, last)]
+
+
+def _separate(
+    space: ParameterSpace, owner: Tensor, theta: Tensor, value: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """The highest maxima of each data set that lie apart: their data sets, and θ."""
+    chosen: list[int] = []
+    value = value.nan_to_num(nan=-torch.inf)
+    for b in range(count):
+        own = (owner == b).nonzero()[:, 0]
+        own = own[value[own].argsort(descending=True)]
+        kept: list[int] = []
+        for i in own.tolist():
+            if len(kept) == _TRIES or (kept and float(value[i]) < float(value[kept[0]]) - _WORSE):
+                break
+            if all(float(((theta[i] - theta[k]) / space.scale).abs().max()) > _APART for k in kept):
+                kept.append(i)
+        chosen += kept
+    pick = torch.tensor(chosen, dtype=torch.long)
+    return owner[pick], theta[pick]
+
+
+def _everywhere(
+    space: ParameterSpace, inside: FeasibleSet, middle: Tensor, idle: Tensor, items: Tensor, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Starting points all over the prior for some data sets."""
+    points = nearest(inside, space.sample_prior(_EVERYWHERE, seed + 1), space.scale)[0]
+    points[:, idle] = middle[idle]
+    return items.repeat_interleave(len(points)), points.repeat(len(items), 1)
+
+
+def _distinct(rows: Rows, items: Tensor, space: ParameterSpace) -> Rows:
+    """Without the searches of some data sets that ended where another one has, or nowhere."""
+    keep = torch.ones(len(rows.item), dtype=torch.bool)
+    for b in items.tolist():
+        seen: list[int] = []
+        for k in (rows.item == b).nonzero()[:, 0].tolist():
+            same = any(float(((rows.theta[k] - rows.theta[m]) / space.scale).abs().max()) < 0.25 * _APART for m in seen)
+            keep[k] = not same and (bool(rows.done[k]) or not seen)
+            seen += [k] if keep[k] and rows.done[k] else []
+    return rows.pick(keep.nonzero()[:, 0])
+
+
+def _choose(
+    raw: Ensemble, tried: Rows, found: tuple[Tensor, Tensor], space: ParameterSpace, count: int
+) -> tuple[Tensor, list[dict[str, float]], Tensor]:
+    """The row to go on with for each data set, another one nearly as good, and the data sets for which none looks right.
+
+    The row whose refined scalars and whose data fit best; where no simulator tells, among those that fit alike the one
+    with the highest raw sum.
+    """
+    fit, dof = found
+    at = torch.where(tried.done, raw.value(tried.theta, tried.item), -torch.inf)
+    score = torch.where(tried.done, tried.value - 0.5 * fit, -torch.inf)
+    best, rivals, bad = torch.zeros(count, dtype=torch.long), [], []
+    for b in range(count):
+        own = (tried.item == b).nonzero()[:, 0]
+        top = score[own].max()
+        if not bool(torch.isfinite(top)):
+            best[b] = own[tried.step[own].argmin()]
+            rivals.append({})
+            bad.append(b)
+            continue
+        alike = own[score[own] >= top - _ALIKE]
+        best[b] = alike[at[alike].argmax()] if float(dof[own].max()) == 0.0 else own[score[own].argmax()]
+        rivals.append(_rival(tried, score, alike, int(best[b]), space))
+        if float(fit[best[b]]) > float(stats.chi2.isf(_UNLIKE, max(1.0, float(dof[best[b]])))):
+            bad.append(b)
+    return best, rivals, torch.tensor(bad, dtype=torch.long)
+
+
+def _rival(tried: Rows, score: Tensor, alike: Tensor, best: int, space: ParameterSpace) -> dict[str, float]:
+    sd = tried.covariance[best].diagonal().clamp_min(1e-300).sqrt()
+    for k in alike[score[alike].argsort(descending=True)].tolist():
+        apart = float(((tried.theta[k] - tried.theta[best]) / sd).abs().max())
+        if k != best and apart > 3.0 and float((score[best] - score[k]).abs()) < _RIVAL:
+            return dict(zip(space.names, tried.theta[k].tolist(), strict=True))
+    return {}
+
+
+def _record(
+    rows: Rows,
+    b: int,
+    laws: Mapping[str, Laws],
+    learned: Mapping[str, Modality],
+    counts: Mapping[str, list[int]],
+    free: int,
+    rival: dict[str, float],
+    space: ParameterSpace,
+) -> Refinement:
+    present = [name for name in laws if counts[name][b]]
+    misfit = {name: float(rows.misfit[name][b]) for name in present}
+    scores = sum(len(learned[name].parameter_names) for name in present)
+    return Refinement(
+        kinds={name: laws[name].kind for name in present},
+        simulations={name: int(rows.simulations[name][b]) for name in present},
+        observations={name: counts[name][b] for name in present},
+        rounds=int(rows.rounds[b]),
+        converged=bool(rows.done[b]),
+        misfit=misfit,
+        statistic=sum(misfit.values()),
+        dof=max(0, scores - free),
+        rival=rival,
+    )

@@ -1,0 +1,300 @@
+r"""The iteration behind refined estimates: scores at a reference point, their law there, the maximum, a new reference.
+
+A row is one search: a data set and where it starts. Rows whose references lie close to each other in their standard
+errors share one, and its simulations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from engine.certificate.scores import score_rows
+from engine.ensemble import Ensemble
+from engine.evidence import Derivatives, prior_derivatives
+from engine.feasible import FeasibleSet
+from engine.modality import Modality
+from engine.optimise import maximise
+from engine.parameters import ParameterSpace
+from engine.refinement.law import Law, Laws, features
+
+__all__: list[str] = []  # the machinery of refinement
+
+_WIDTH = 2.5  # of simulations around a reference, in standard errors
+_FIRST = 0.3  # the first width, and
+_MOST = 0.5  # the largest, in units of the parameter's scale
+_DONE = 0.6  # standard errors from a reference with simulations that need no new one
+_SETTLED = 1.5  # the same after a few rounds, in which the noise of the simulations moves θ̂
+_EXACT = 0.02  # standard errors, where the law is had at any θ
+_ROUNDS = 25
+_FEW = 20  # observations from which their second moments are looked at
+_SHARE = 0.3  # standard errors within which rows share a reference
+
+
+_TENSORS = ("item", "theta", "covariance", "done", "step", "rounds", "value")
+_TABLES = ("refined", "misfit", "simulations")
+
+
+@dataclass(eq=False)
+class Rows:
+    """R searches.
+
+    Attributes:
+        item: The data set of each, shape (R,).
+        theta: Where they are, (R, P).
+        covariance: Of θ̂, with the finite simulations in it, (R, P, P).
+        done: Which have settled, (R,).
+        step: The last step in standard errors, (R,).
+        rounds: How many it took, (R,).
+        value: S̃ there in nats: exact plugins, refined ones and the prior where it takes part, (R,).
+        refined: Plugin -> [L | z] of its refined scalar, (R, P_m, P_m + 1).
+        misfit: Plugin -> −2 s̃, (R,).
+        simulations: Plugin -> how many its last law took, (R,).
+    """
+
+    item: Tensor
+    theta: Tensor
+    covariance: Tensor
+    done: Tensor
+    step: Tensor
+    rounds: Tensor
+    value: Tensor
+    refined: dict[str, Tensor] = field(default_factory=dict)
+    misfit: dict[str, Tensor] = field(default_factory=dict)
+    simulations: dict[str, Tensor] = field(default_factory=dict)
+
+    def pick(self, rows: Tensor) -> Rows:
+        """Some of them, by their ``rows`` (k,)."""
+        tables = ({n: t[rows] for n, t in getattr(self, what).items()} for what in _TABLES)
+        return Rows(*(getattr(self, n)[rows] for n in _TENSORS), *tables)
+
+    def joined(self, other: Rows) -> Rows:
+        """These searches, then ``other``."""
+        mine = (getattr(self, n) for n in _TENSORS)
+        parts = [torch.cat([a, getattr(other, n)]) for n, a in zip(_TENSORS, mine, strict=True)]
+        tables = [
+            {n: torch.cat([t, getattr(other, what)[n]]) for n, t in getattr(self, what).items()} for what in _TABLES
+        ]
+        return Rows(*parts, *tables)
+
+
+class Solver:
+    """S̃ of B data sets, and the searches for its maxima.
+
+    Arguments:
+        space: θ.
+        inside: Where θ may be.
+        idle: Components that nothing depends on, (P,), which stay where a search starts.
+        learned: The plugins to refine, by name.
+        laws: Where the law of each comes from.
+        exact: The other plugins' sum; None where there is none.
+        prior: Whether the log prior takes part.
+        read: (plugin, data set) -> its observations, in blocks.
+    """
+
+    def __init__(
+        self,
+        space: ParameterSpace,
+        inside: FeasibleSet,
+        idle: Tensor,
+        learned: Mapping[str, Modality],
+        laws: Mapping[str, Laws],
+        exact: Ensemble | None,
+        prior: bool,
+        read: Callable[[str, int], Iterator[Tensor]],
+    ) -> None:
+        self.space, self.inside, self.idle = space, inside, idle
+        self.learned, self.laws, self.exact, self.prior, self.read = learned, laws, exact, prior, read
+        self.columns = {name: torch.tensor(space.indices(m.parameter_names)) for name, m in learned.items()}
+
+    def run(self, item: Tensor, theta: Tensor, simulations: int, seed: tuple[int, ...]) -> Rows:
+        """Searches of data sets ``item`` (R,) from theta (R, P), until each has settled or given up.
+
+        Arguments:
+            item, theta: Where they start.
+            simulations: For each law that is made by simulation.
+            seed: Of the simulations; the same in every round, so that what they add moves as little as θ does.
+        """
+        R, P = theta.shape
+        rows = Rows(
+            item,
+            theta.clone(),
+            torch.diag((_FIRST / _WIDTH * self.space.scale) ** 2).repeat(R, 1, 1),
+            torch.zeros(R, dtype=torch.bool),
+            torch.full((R,), torch.inf, dtype=torch.float64),
+            torch.zeros(R, dtype=torch.long),
+            torch.full((R,), -torch.inf, dtype=torch.float64),
+        )
+        for name, index in self.columns.items():
+            size = len(index)
+            rows.refined[name] = torch.zeros(R, size, size + 1, dtype=torch.float64)
+            rows.misfit[name] = torch.zeros(R, dtype=torch.float64)
+            rows.simulations[name] = torch.zeros(R, dtype=torch.long)
+        damping = torch.ones(R, dtype=torch.float64)
+        for number in range(_ROUNDS):
+            live = (~rows.done).nonzero()[:, 0]
+            if not len(live):
+                break
+            self._round(rows, live, damping, number, simulations, seed)
+        return rows
+
+    def fit(self, rows: Rows, seed: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """How badly the data look like data from each row's θ̂: about χ² (R,), and its degrees of freedom (R,).
+
+        It compares what the scores' root does not use: the products of the score's components, and the scalar at this
+        root and at the others of the same data set.
+        """
+        total, dof = (torch.zeros(len(rows.item), dtype=torch.float64) for _ in range(2))
+        for name, index in self.columns.items():
+            laws, modality = self.laws[name], self._raw(name)
+            for r, b in enumerate(rows.item.tolist()):
+                x = torch.cat([*self.read(name, b), torch.zeros(0, *modality.event_shape, dtype=torch.float64)])
+                if len(x) < _FEW:
+                    continue
+                same = (rows.item == b) & rows.done
+                same[r] = False
+                at, others = rows.theta[r, index], rows.theta[same][:, index]
+                mean, C, n = laws.expected(at, others, (*seed, sorted(self.columns).index(name)))
+                f = features(modality, x, at, None if C is None else others)
+                C = torch.cov(f.T).reshape(f.shape[1], -1) if C is None else C
+                gap = f.mean(0) - mean
+                weight = torch.linalg.pinv(C * (1.0 / len(x) + (1.0 / n if n else 0.0)), rtol=1e-9, hermitian=True)
+                total[r] += gap @ weight @ gap
+                dof[r] += len(gap)
+        return total, dof
+
+    def _raw(self, name: str) -> Modality:
+        return getattr(self.learned[name], "modality", self.learned[name])
+
+    def _round(
+        self, rows: Rows, live: Tensor, damping: Tensor, number: int, simulations: int, seed: tuple[int, ...]
+    ) -> None:
+        theta, covariance = rows.theta[live], rows.covariance[live]
+        sd = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()
+        sd = torch.minimum(torch.where(sd > 0, sd, torch.inf), _MOST / _WIDTH * self.space.scale)
+        widths = torch.minimum(_WIDTH * sd * (1.0 if number else 1.0), _MOST * self.space.scale)
+        if number:
+            moved = (rows.step[live].clamp(max=10.0)[:, None] * sd).nan_to_num()
+            widths = torch.minimum(torch.maximum(widths, 1.5 * moved), _MOST * self.space.scale)
+        groups = _cover(theta, sd) if any(law.kind == "refined" for law in self.laws.values()) else None
+        stacks_L, stacks_z, simulated = [], [], torch.zeros(len(live), dtype=torch.bool)
+        for name, index in self.columns.items():
+            made, which = self._laws(name, theta[:, index], widths[:, index], groups, simulations, seed)
+            reference = torch.stack([law.reference for law in made])[which]
+            mean, count = self._mean_scores(name, rows.item[live], reference)
+            simulated |= (self.laws[name].kind == "refined") & (count > 0)
+            refined = torch.stack(
+                [_refined(made[k], m, int(n), at) for k, m, n, at in zip(which.tolist(), mean, count, theta[:, index], strict=True)]
+            )
+            rows.refined[name][live] = refined
+            rows.simulations[name][live] = torch.tensor([made[k].simulations for k in which.tolist()])
+            full = torch.zeros(len(live), len(index), len(self.space), dtype=torch.float64)
+            full[:, :, index] = refined[..., :-1]
+            stacks_L.append(full)
+            stacks_z.append(refined[..., -1])
+        L, z = torch.cat(stacks_L, 1), torch.cat(stacks_z, 1)
+        top, information, value = self._maximum(L, z, rows.item[live], theta)
+        inverse = torch.linalg.pinv(information, hermitian=True)
+        error = inverse.diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()
+        free = error > 0
+        step = top - theta
+        size = torch.where(free, step.abs() / error.clamp_min(1e-300), 0.0).amax(-1)
+        # a search that goes back and forth goes half as far
+        back = (size > 0.7 * rows.step[live]) & (number >= 3)
+        damping[live] = torch.where(back, 0.7 * damping[live], damping[live])
+        reach = torch.where(torch.isfinite(widths), 2.0 * widths, torch.inf)
+        cut = (reach / step.abs().clamp_min(1e-300)).amin(-1).clamp(max=1.0)
+        near = torch.where(simulated, _SETTLED if number >= 5 else _DONE if number >= 1 else 0.0, _EXACT)
+        done = (cut >= 1.0) & (size <= near)
+        part = torch.where(done, 1.0, cut * damping[live])
+        rows.theta[live] = theta + part[:, None] * step
+        rows.covariance[live], rows.step[live], rows.value[live] = inverse, size, value
+        rows.rounds[live] += 1
+        rows.done[live] = done & torch.isfinite(value)
+        for name, index in self.columns.items():
+            own = rows.refined[name][live]
+            r = own[..., -1] - (own[..., :-1] @ top[:, index][..., None])[..., 0]
+            rows.misfit[name][live] = r.square().sum(-1)
+
+    def _laws(
+        self, name: str, theta: Tensor, widths: Tensor, groups: Tensor | None, simulations: int, seed: tuple[int, ...]
+    ) -> tuple[list[Law], Tensor]:
+        """Laws, and which of them each row uses."""
+        source, number = self.laws[name], sorted(self.columns).index(name)
+        if source.kind != "refined" or groups is None:
+            return source.laws(theta, widths, 0, seed), torch.arange(len(theta))
+        heads, which = torch.unique(groups, return_inverse=True)
+        most = torch.stack([widths[groups == g].amax(0) for g in heads])
+        return source.laws(theta[heads], most, simulations, (*seed, number)), which
+
+    def _mean_scores(self, name: str, items: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean score (R, P_m) of each row's data at its reference (R, P_m), and how many observations they are."""
+        modality = self._raw(name)
+        total, count = torch.zeros_like(reference), torch.zeros(len(items), dtype=torch.long)
+        waiting: list[tuple[int, Tensor]] = []
+
+        def flush() -> None:
+            if not waiting:
+                return
+            owner = torch.cat([torch.full((len(x),), r) for r, x in waiting])
+            u = score_rows(modality, torch.cat([x for _, x in waiting]), reference[owner])
+            total.index_add_(0, owner, u)
+            count.index_add_(0, owner, torch.ones_like(owner))
+            waiting.clear()
+
+        for r, b in enumerate(items.tolist()):
+            for x in self.read(name, b):
+                waiting.append((r, x))
+                if sum(len(x) for _, x in waiting) >= 20_000:
+                    flush()
+        flush()
+        return total / count.clamp_min(1)[:, None], count
+
+    def _maximum(self, L: Tensor, z: Tensor, items: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The maximum of S̃ that is reached from each start, its information, and S̃ there."""
+        precision, linear = L.mT @ L, (L.mT @ z[..., None])[..., 0]
+
+        def S(theta: Tensor, rows: Tensor) -> Derivatives:
+            r = z[rows] - (L[rows] @ theta[..., None])[..., 0]
+            value = -0.5 * r.square().sum(-1)
+            score = linear[rows] - (precision[rows] @ theta[..., None])[..., 0]
+            information, resolution = precision[rows], 1e-16 * (1.0 + value.abs())
+            if self.exact is not None:
+                at = self.exact.derivatives(theta, items[rows])
+                value, score, information = value + at.value, score + at.score, information + at.information
+                resolution = resolution + at.resolution
+            if self.prior:
+                p = prior_derivatives(self.space, theta)
+                value, score, information = value + p[0], score + p[1], information + p[2]
+            return Derivatives(value, score, information, resolution)
+
+        lower, upper = self.inside.lower.expand_as(start).clone(), self.inside.upper.expand_as(start).clone()
+        lower[:, self.idle] = upper[:, self.idle] = start[:, self.idle]
+        found = maximise(S, start, self.inside.within(lower, upper), self.space.scale, finish=1e-10)
+        return found.theta, found.at.information, torch.where(found.converged, found.at.value, -torch.inf)
+
+
+def _refined(law: Law, mean: Tensor, n: int, at: Tensor) -> Tensor:
+    """[L | z] of a mean score of n observations, its law linearised at a θ (P,); zero for no observations."""
+    P = len(at)
+    out = torch.zeros(P, P + 1, dtype=torch.float64)
+    if n:
+        m, slope, V = law.at(at)
+        root = torch.linalg.cholesky(torch.linalg.inv(law.variance / n + V))
+        out[:, :P] = root.mT @ slope
+        out[:, P] = root.mT @ (mean - m + slope @ at)
+    return out
+
+
+def _cover(theta: Tensor, sd: Tensor) -> Tensor:
+    """The row (R,) whose reference each row uses: the first one within its own share of a standard error."""
+    head = torch.full((len(theta),), -1)
+    for r in range(len(theta)):
+        if head[r] >= 0:
+            continue
+        near = ((theta - theta[r]) / torch.minimum(sd, sd[r])).abs().amax(-1) <= _SHARE
+        head[near & (head < 0)] = r
+    return head
