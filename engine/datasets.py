@@ -6,6 +6,7 @@ offsets say where each data set begins in one long list, or they come as a seque
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -122,10 +123,33 @@ class DataSets:
         """How many numbers the largest data set has."""
         return sum(field.length * field.modality.event_shape.numel() for field in self._fields.values())
 
+    def lengths(self, name: str) -> Tensor:
+        """How many observations of a plugin count in each data set, (B,).
+
+        Arguments:
+            name: A plugin that there is data for.
+        """
+        field = self._fields[name]
+        if field.offsets is not None:
+            return torch.from_numpy(np.diff(field.offsets))
+        return torch.full((self.count,), field.length) if field.mask is None else field.mask.sum(-1)
+
     def part(self, start: int, stop: int) -> Part:
         """Data sets ``start`` to ``stop``, padded to the length of the longest."""
         read = {name: self._fields[name].read(start, stop) for name in self.names}
         return Part({n: x for n, (x, _) in read.items()}, {n: m for n, (_, m) in read.items()}, stop - start)
+
+    def replaced(self, data: Mapping[str, Tensor], modalities: Mapping[str, Modality]) -> DataSets:
+        """The same data sets with other data of some plugins, and the same hash: that of what was measured.
+
+        Arguments:
+            data: plugin -> (B, N, *event_shape).
+            modalities: Those of the new data.
+        """
+        new = copy.copy(self)
+        fields = {name: _Field(name, x, modalities[name], None, None) for name, x in data.items()}
+        new._fields = {**self._fields, **fields}
+        return new
 
     def one(self, b: int) -> dict[str, Tensor]:
         """Data set ``b``: plugin -> (N_b, *event_shape), without plugins that have no observation in it."""

@@ -11,7 +11,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, overload
 
 import torch
@@ -77,6 +77,9 @@ class Estimates:
         prior: Whether the prior took part.
         provenance: The registry's digest, the data's hash, the plugins and the versions.
         fixed: Parameters that were held, with their values.
+        trust: Of each data set: plugin -> what its certificate says (:class:`engine.trust.Trust`); empty where no plugin
+            was learned.
+        refinement: How learned scalars of each were refined (:class:`engine.refinement.Refinement`); empty where none was.
 
     Example:
         >>> from engine import Parameter
@@ -110,6 +113,8 @@ class Estimates:
     prior: bool
     provenance: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, float] = field(default_factory=dict)
+    trust: list[dict[str, Any]] = field(default_factory=list)
+    refinement: list[Any] = field(default_factory=list)
     _problem: _Problem | None = field(default=None, repr=False, compare=False)
     _found: list[Verdicts] = field(default_factory=list, repr=False, compare=False)
 
@@ -233,9 +238,10 @@ class Estimates:
         provenance = {**self.provenance, "data_set": b}
         fit = estimate_of(evidence, self._found[k], b - problem.chunks[k][0], self.fixed, provenance, check=False)
         if self.covariance_kind != "observed":
-            object.__setattr__(fit, "covariance", self.covariance[b])
-            object.__setattr__(fit, "covariance_kind", self.covariance_kind)
-        return fit
+            fit = replace(fit, covariance=self.covariance[b], covariance_kind=self.covariance_kind)
+        trust = self.trust[b] if self.trust else {}
+        refinement = self.refinement[b] if self.refinement else None
+        return replace(fit, status=self.status[b], reason=self.reason[b], trust=trust, refinement=refinement)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything a machine would want, as plain values; infinite and undefined numbers are None."""
@@ -243,6 +249,8 @@ class Estimates:
         def plain(value: Any) -> Any:
             if isinstance(value, list):
                 return [plain(v) for v in value]
+            if isinstance(value, dict):
+                return {k: plain(v) for k, v in value.items()}
             return value if not isinstance(value, float) or math.isfinite(value) else None
 
         return {
@@ -256,6 +264,8 @@ class Estimates:
             "prior": self.prior,
             "fixed": dict(self.fixed),
             "provenance": dict(self.provenance),
+            **({"trust": [{n: plain(asdict(t)) for n, t in one.items()} for one in self.trust]} if self.trust else {}),
+            **({"refinement": [plain(one.to_dict()) for one in self.refinement]} if self.refinement else {}),
         }
 
     def to_json(self, indent: int | None = None) -> str:
@@ -417,7 +427,9 @@ def _look(problem: _Problem, found: Verdicts) -> None:
 
 
 def _progress(chunks: list[tuple[int, int]], shown: bool | None) -> Iterator[tuple[int, int]]:
-    with progress_bar("estimating data sets", chunks[-1][1], False if shown is None and len(chunks) < 2 else shown) as tick:
+    with progress_bar(
+        "estimating data sets", chunks[-1][1], False if shown is None and len(chunks) < 2 else shown
+    ) as tick:
         for first, last in chunks:
             yield first, last
             tick(last - first)

@@ -331,9 +331,14 @@ def _read(folder: Path, trust: bool, guarded: bool) -> Modality:
     for key in info.frozen:
         if key in weights:
             weights[key].requires_grad_(False)
-    if info.training_prior is not None and not isinstance(getattr(type(modality), "training_prior", None), property):
+    if info.training_prior is not None and _takes_prior(type(modality)):
         modality.training_prior = ParameterSpace(info.training_prior)  # pyright: ignore[reportAttributeAccessIssue]
     return modality.eval()
+
+
+def _takes_prior(kind: type) -> bool:
+    own = getattr(kind, "training_prior", None)
+    return not isinstance(own, property) or own.fset is not None
 
 
 def _budget(headers: Mapping[str, ArrayHeader]) -> int:

@@ -15,9 +15,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
+from engine.admission import Admission, admit, read_admission
 from engine.agreement import new_constraints, united
+from engine.certificate.certificate import Certificate
 from engine.constraints import SpaceConstraint
 from engine.datasets import DataSets
 from engine.errors import ObservationError, RegistryError, UnknownPluginError
@@ -25,14 +28,19 @@ from engine.estimate import estimate
 from engine.evidence import Evidence
 from engine.hypotheses import Comparison, compare, probabilities
 from engine.layer import EstimationLayer
+from engine.learning.simulator import Simulate
 from engine.ledger import ConstraintEntry, Ledger, PluginEntry, Verification
 from engine.many import Estimates, estimate_many
 from engine.modality import Modality
 from engine.observations import Observations
 from engine.parameter import Parameter
 from engine.parameters import ParameterSpace
-from engine.plugin import read_observations, read_plugin, write_plugin
+from engine.plugin import read_certificate, read_observations, read_plugin, write_plugin
+from engine.refinement.estimate import refined_estimate, refined_estimates
+from engine.refinement.law import Laws
+from engine.refinement.refine import Sets, Single, laws_of
 from engine.result import Estimate
+from engine.trust import TrustedPlugin, judged, judged_many
 
 __all__ = ["Registry"]
 
@@ -66,6 +74,7 @@ class Registry:
         self._trust = trust
         self._read_only = read_only
         self._live: dict[str, Modality] = {}  # by content, so that a superseded plugin keeps its own
+        self._certificates: dict[str, Admission | None] = {}
         self._checked: set[str] = set()
 
     # -- the ledger ---------------------------------------------------------------------------------------
@@ -141,6 +150,8 @@ class Registry:
         observations: Any = None,
         supersede: bool = False,
         code: str | PathLike[str] | None = None,
+        certificate: Certificate | None = None,
+        force: str = "",
     ) -> PluginEntry:
         """Register a modality under a name, for good; nothing already there is touched.
 
@@ -154,6 +165,10 @@ class Registry:
             supersede: Put it in the place of the plugin of this name, which stays in the history.
             code: A Python file that defines the modality's class, to be shipped in the plugin's folder. It
                 is run by nobody who does not say ``trust=True``.
+            certificate: What :func:`engine.certificate.certify` found of a learned modality. Without one the plugin is
+                uncertified, and every estimate says so.
+            force: Why a plugin that fails admission is registered all the same; it is on record, and every estimate
+                says it.
 
         Returns:
             The ledger's entry.
@@ -161,7 +176,8 @@ class Registry:
         Raises:
             RegistryError: for a name that is taken or not allowed, or parameters that nobody declared.
             ParameterError: when a parameter's unit, bounds or prior, or a constraint, disagree with what is declared.
-            ModalityError: when the modality cannot be written down and built again, or fails on its data.
+            ModalityError: when the modality cannot be written down and built again, fails on its data, or is learned and
+                fails admission (:mod:`engine.admission`).
             ObservationError: for data that break a rule, or are another plugin's data.
         """
         if self._read_only:
@@ -171,6 +187,7 @@ class Registry:
         if not isinstance(modality, Modality):
             raise RegistryError(f"a plugin is an engine.Modality, got {type(modality).__name__}; subclass Modality")
         modality = copy.deepcopy(modality).eval()
+        admission = admit(name, modality, certificate, self.parameters, force)
         stored = None
         if observations is not None:
             stored = Observations({name: observations}, {name: modality})[name]
@@ -178,7 +195,9 @@ class Registry:
         source = None if code is None else Path(code)
 
         def write(folder: Path) -> None:
-            write_plugin(folder, modality, parameters=parameters, observations=stored, code=source)
+            write_plugin(
+                folder, modality, parameters=parameters, observations=stored, code=source, certificate=admission
+            )
 
         self._ledger = self._ledger.append(list(parameters), (name, write), supersede, list(constraints))
         entry = self._ledger.plugins[name]
@@ -299,6 +318,27 @@ class Registry:
         """
         return self._folder(self._entry(name))
 
+    def certificate(self, name: str) -> Certificate | None:
+        """What was found of a learned plugin when it was admitted; None where there is no certificate.
+
+        Arguments:
+            name: A plugin in force.
+
+        Raises:
+            UnknownPluginError: for a name that is not there.
+            TamperedError: when the folder is not what was written.
+        """
+        entry = self._entry(name)
+        if entry.content not in self._certificates:
+            found = read_certificate(self._folder(entry))
+            self._certificates[entry.content] = None if found is None else read_admission(found, name)
+        found = self._certificates[entry.content]
+        return None if found is None else found.certificate
+
+    def _forced(self, name: str) -> str:
+        found = self._certificates.get(self._entry(name).content)
+        return "" if found is None else found.forced
+
     @property
     def observed(self) -> Mapping[str, Tensor]:
         """The data that plugins brought along, by name: (N, *event_shape), float64."""
@@ -383,7 +423,9 @@ class Registry:
         prior: bool = False,
         only: Names | None = None,
         without: Names | None = None,
-        covariance: str = "observed",
+        refine: bool | Mapping[str, Simulate] | None = None,
+        simulations: int = 20_000,
+        covariance: str = "auto",
         start: Mapping[str, float] | Tensor | None = None,
         fixed: Mapping[str, float] | None = None,
         screen: int = 1024,
@@ -396,7 +438,12 @@ class Registry:
         Arguments:
             data, only, without, allow_identical: See :meth:`evidence`.
             prior: False for maximum likelihood, True for the maximum a posteriori.
-            covariance: ``"observed"``, ``"expected"`` or ``"godambe"``.
+            refine: Learned scalars that are replaced by calibrated ones around θ̂ (:mod:`engine.refinement`): by default
+                those that came with a simulator or are calibrated; True demands it of every learned one; a mapping
+                gives simulators ``simulator(theta, generator)`` by name; False takes all as they are.
+            simulations: For each refined plugin and reference point.
+            covariance: ``"observed"``, ``"expected"`` or ``"godambe"``; ``"auto"`` is the observed one, or Godambe's where
+                a certificate says that a scalar's curvature is not the variance of its score.
             start, fixed, screen, polish, seed: See :func:`engine.estimate.estimate`.
 
         Returns:
@@ -407,16 +454,26 @@ class Registry:
             that cannot be used; the message names the plugin.
         """
         evidence = self.evidence(data, prior=prior, only=only, without=without, allow_identical=allow_identical)
-        return estimate(
-            evidence,
-            start=start,
-            fixed=fixed,
-            covariance=covariance,
-            screen=screen,
-            polish=polish,
-            seed=seed,
-            provenance=self._provenance(evidence.names, evidence.observations.hash),
-        )
+        kind, provenance = _kind(covariance), self._provenance(evidence.names, evidence.observations.hash)
+        settings: dict[str, Any] = {"start": start, "fixed": fixed, "covariance": kind, "seed": seed}
+        laws = laws_of(evidence.modalities, refine, self.parameters)
+        if laws:
+            fit = refined_estimate(evidence, laws, simulations=simulations, provenance=provenance, **settings)
+        else:
+            fit = estimate(evidence, screen=screen, polish=polish, provenance=provenance, **settings)
+        counts = {n: torch.tensor([k]) for n, k in evidence.observations.lengths.items()}
+        plugins = self._trusted(evidence.modalities, laws, counts)
+        return judged(fit, plugins, Single(evidence.observations).blocks, godambe=covariance == "auto")
+
+    def _trusted(
+        self, modalities: Mapping[str, Modality], laws: Mapping[str, Laws], counts: Mapping[str, Tensor]
+    ) -> dict[str, TrustedPlugin]:
+        out = {}
+        for name, modality in modalities.items():
+            kind = laws[name].kind if name in laws else "raw"
+            certificate = self.certificate(name) if modality.learned else None
+            out[name] = TrustedPlugin(modality, certificate, kind, counts[name], self._forced(name))
+        return out
 
     def estimate_many(
         self,
@@ -427,7 +484,9 @@ class Registry:
         prior: bool = False,
         only: Names | None = None,
         without: Names | None = None,
-        covariance: str = "observed",
+        refine: bool | Mapping[str, Simulate] | None = None,
+        simulations: int = 20_000,
+        covariance: str = "auto",
         start: Mapping[str, float] | Tensor | None = None,
         fixed: Mapping[str, float] | None = None,
         screen: int = 1024,
@@ -445,7 +504,7 @@ class Registry:
             mask, offsets: For unequal numbers of observations; see :class:`engine.datasets.DataSets`.
             prior: False for maximum likelihood, True for the maximum a posteriori.
             only, without: Names of plugins to keep or to leave out.
-            covariance: ``"observed"``, ``"expected"`` or ``"godambe"``.
+            refine, simulations, covariance: As for :meth:`estimate`; data sets whose θ̂ lie close share simulations.
             start, fixed, screen, polish, shape, seed, allow_identical, progress: See :func:`engine.many.estimate_many`.
 
         Returns:
@@ -458,21 +517,24 @@ class Registry:
         if only is not None or without is not None:
             data = self._select(data, only, without)
         sets = DataSets(data, _Modalities(self), mask=mask, offsets=offsets, allow_identical=allow_identical)
-        return estimate_many(
-            self.parameters,
-            {name: self.modality(name) for name in sets.names},
-            sets,
-            prior=prior,
-            start=start,
-            fixed=fixed,
-            covariance=covariance,
-            screen=screen,
-            polish=polish,
-            shape=shape,
-            seed=seed,
-            provenance=self._provenance(sets.names, sets.hash),
-            progress=progress,
-        )
+        modalities = {name: self.modality(name) for name in sets.names}
+        settings: dict[str, Any] = {
+            "prior": prior,
+            "start": start,
+            "fixed": fixed,
+            "covariance": _kind(covariance),
+            "shape": shape,
+            "seed": seed,
+            "provenance": self._provenance(sets.names, sets.hash),
+            "progress": progress,
+        }
+        laws = laws_of(modalities, refine, self.parameters)
+        if laws:
+            fits = refined_estimates(self.parameters, modalities, sets, laws, simulations=simulations, **settings)
+        else:
+            fits = estimate_many(self.parameters, modalities, sets, screen=screen, polish=polish, **settings)
+        plugins = self._trusted(modalities, laws, {name: sets.lengths(name) for name in sets.names})
+        return judged_many(fits, plugins, Sets(sets).blocks, godambe=covariance == "auto")
 
     def layer(
         self,
@@ -585,6 +647,10 @@ class _Modalities(Mapping[str, Modality]):
 
     def __len__(self) -> int:
         return len(self._registry.plugins)
+
+
+def _kind(covariance: str) -> str:
+    return "observed" if covariance == "auto" else covariance
 
 
 def _names(names: Names) -> list[str]:

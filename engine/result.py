@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -45,6 +45,9 @@ class Status(StrEnum):
     AT_BOUND = "at_bound"  #: a maximum that a bound holds back; its covariance is the projected one
     NOT_IDENTIFIED = "not_identified"  #: a direction in θ that the data say nothing about
     MULTIMODAL = "multimodal"  #: another maximum nearly as high
+    OUTSIDE_DOMAIN = "outside_domain"  #: θ̂ or the data lie outside what a learned plugin was trained on
+    BEYOND_CERTIFICATE = "beyond_certificate"  #: more observations than the certificates of learned plugins carry
+    UNCERTIFIED = "uncertified"  #: a learned plugin of which nobody knows the bias
     FAILED = "failed"  #: no maximum was found; θ̂ is NaN
 
 
@@ -94,6 +97,8 @@ class Estimate:
         evaluations: How many times S and its derivatives were evaluated for the best start.
         provenance: The registry's digest, the data's hash, the plugins and the versions.
         fixed: Parameters that were held, with their values.
+        trust: Plugin -> what its certificate says of its part here (:class:`engine.trust.Trust`).
+        refinement: How learned scalars were refined (:class:`engine.refinement.Refinement`); None where none was.
         rank: The smallest scaled eigenvalue of the information that counts as curvature.
 
     Example:
@@ -125,6 +130,8 @@ class Estimate:
     evaluations: int
     provenance: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, float] = field(default_factory=dict)
+    trust: Mapping[str, Any] = field(default_factory=dict)
+    refinement: Any = None
     rank: float = 1e-10
     _face: Face | None = field(default=None, repr=False, compare=False)
     _evidence: Evidence | None = field(default=None, repr=False, compare=False)
@@ -184,6 +191,19 @@ class Estimate:
             if self.prior:
                 J = J + evidence.prior_derivatives(self.theta[None])[2][0]
             known = covariance(J, fixed, floor, kind=kind, rank=rank, face=self._face)
+        return known.without(self.parameters.indices(sorted({n for d in self.null_directions for n in d})))
+
+    def sandwich(self, variability: Tensor) -> Covariance:
+        """Godambe's covariance J⁻¹ K J⁻¹ at θ̂ for a K that is known.
+
+        Arguments:
+            variability: K, the variance of the total score, shape (P, P).
+
+        Returns:
+            The covariance, shape (P, P), with the directions it says nothing about.
+        """
+        floor = curvature_floor(self.parameters, self.theta)
+        known = godambe(self.information, variability, self._fixed(), floor, rank=self.rank, face=self._face)
         return known.without(self.parameters.indices(sorted({n for d in self.null_directions for n in d})))
 
     def _variability(self, evidence: Evidence, paired: bool) -> Tensor:
@@ -332,6 +352,12 @@ class Estimate:
             "edm": _plain(self.edm),
             "evaluations": self.evaluations,
             "provenance": dict(self.provenance),
+            **(
+                {"trust": {n: {k: _plain(v) for k, v in asdict(t).items()} for n, t in self.trust.items()}}
+                if self.trust
+                else {}
+            ),
+            **({"refinement": self.refinement.to_dict()} if self.refinement is not None else {}),
         }
 
     def to_json(self, indent: int | None = 2) -> str:

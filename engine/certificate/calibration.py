@@ -135,7 +135,7 @@ class Calibrated(Modality):
     def training_prior(self, space: ParameterSpace | None) -> None:
         self._space, self._calibration = space, None
         if space is not None and hasattr(self.modality, "training_prior"):
-            self.modality.training_prior = space  # pyright: ignore[reportAttributeAccessIssue]
+            self.modality.training_prior = space  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
 
     @property
     def calibration(self) -> Calibration:
@@ -281,5 +281,3 @@ def fit_law(
     first = fit_mean(space, theta, u, tried=tried)
     variance = fit_variance(space, theta, u - first.at(theta))
     return fit_mean(space, theta, u, variance.root(theta), tried), variance
-
-

@@ -174,7 +174,14 @@ class Certificate:
             "excess_error": self.excess_error,
             "summary": self.summary(),
             "checks": [
-                {"name": c.name, "verdict": c.verdict, "value": c.value, "error": c.error, "expected": c.expected, "note": c.note}
+                {
+                    "name": c.name,
+                    "verdict": c.verdict,
+                    "value": c.value,
+                    "error": c.error,
+                    "expected": c.expected,
+                    "note": c.note,
+                }
                 for c in self.checks
             ],
             "mean": self.mean.to_plain(),

@@ -167,7 +167,13 @@ def checked_pairs(modality: Modality, space: ParameterSpace, pairs: tuple[Any, A
 
 
 def _simulated(
-    modality: Modality, simulate: Simulate, space: ParameterSpace, points: int, each: int, seed: int, progress: bool | None
+    modality: Modality,
+    simulate: Simulate,
+    space: ParameterSpace,
+    points: int,
+    each: int,
+    seed: int,
+    progress: bool | None,
 ) -> tuple[Tensor, Tensor, int]:
     theta = spread_theta(space, points, seed, 5).repeat(each, 1)  # every block has all the points it can
     kept, x, lost = [], [], 0
@@ -189,8 +195,13 @@ def _first_identity(
         assert covariance is not None
         chi2 = float(c @ torch.linalg.lstsq(covariance, c[:, None], driver="gelsd").solution[:, 0])
         p = float(stats.chi2.sf(chi2, len(c)))
-        note = f"χ² = {chi2:.4g} for {len(c)} coefficients, p = {p:.2g}; what the field leaves out was not checked: it takes several x at each θ"
-        return math.nan, math.nan, Check("first Bartlett identity", _verdict(p), chi2 / len(c), math.sqrt(2 / len(c)), 1.0, note)
+        unseen = "what the field leaves out was not checked: it takes several x at each θ"
+        note = f"χ² = {chi2:.4g} for {len(c)} coefficients, p = {p:.2g}; {unseen}"
+        return (
+            math.nan,
+            math.nan,
+            Check("first Bartlett identity", _verdict(p), chi2 / len(c), math.sqrt(2 / len(c)), 1.0, note),
+        )
     groups = int(point.max()) + 1
     count = torch.zeros(groups, dtype=torch.float64).index_add_(0, point, torch.ones(len(u), dtype=torch.float64))
     at = torch.zeros(groups, theta.shape[1], dtype=torch.float64).index_copy_(0, point, theta)
@@ -252,7 +263,9 @@ def _slopes(
             note = "the scalar curves upward where it should have its maximum: is its sign right?"
             checks.append(Check("second Bartlett identity", "failed", ratio, error, 1.0, note))
         else:
-            off = abs(ratio - 1.0) > 3.0 * error and abs(ratio - 1.0) > 0.02 or _anisotropy(field, variance, theta) > 0.1
+            off = (abs(ratio - 1.0) > 3.0 * error and abs(ratio - 1.0) > 0.02) or _anisotropy(
+                field, variance, theta
+            ) > 0.1
             note = "tr(K⁻¹J)/P: J and K differ, estimates use Godambe's covariance" if off else "tr(K⁻¹J)/P"
             wrong = not 0.2 < ratio < 5.0 and abs(ratio - 1.0) > 5.0 * error
             verdict = "failed" if wrong else "noted" if off else "passed"
@@ -304,6 +317,8 @@ def _coverage(modality: Modality, space: ParameterSpace, theta: Tensor, x: Tenso
     for name, test in zip(names, found, strict=True):
         bad = test.pvalue < 1e-3 / len(found)
         verdict = "failed" if bad and test.statistic > _MATERIAL else "noted" if bad else "passed"
-        note = f"distance of {len(fractions)} ranks from uniform, p = {test.pvalue:.2g}" + (f" (of all: {worst:.2g})" if bad else "")
+        note = f"distance of {len(fractions)} ranks from uniform, p = {test.pvalue:.2g}" + (
+            f" (of all: {worst:.2g})" if bad else ""
+        )
         checks.append(Check(name, verdict, float(test.statistic), 0.6 / math.sqrt(len(fractions)), 0.0, note))
     return checks

@@ -33,7 +33,7 @@ def posterior_ranks(modality: Modality, x: Tensor, theta: Tensor, draws: Tensor,
     Returns:
         SBC's fractions for each parameter, then TARP's; and how many of the M draws each posterior rests on.
     """
-    n, P = theta.shape
+    n = len(theta)
     scale = draws.std(0).clamp_min(1e-300)
     generator = torch.Generator().manual_seed(seed)
     near = draws[torch.randint(len(draws), (n,), generator=generator)]
@@ -45,7 +45,9 @@ def posterior_ranks(modality: Modality, x: Tensor, theta: Tensor, draws: Tensor,
         except EvidenceError:
             raise
         except Exception as error:
-            raise ModalityError(f"{type(modality).__name__} raised {type(error).__name__} in log_evidence: {error}") from error
+            raise ModalityError(
+                f"{type(modality).__name__} raised {type(error).__name__} in log_evidence: {error}"
+            ) from error
         w = torch.softmax(s, 0)
         below = (w[:, None] * (draws < theta[i])).sum(0)
         far = ((draws - near[i]) / scale).square().sum(-1)

@@ -94,7 +94,10 @@ class Domain:
         distance = self._distance((_features(modality, x) - self.centre) @ self.whiten)
         far = float(distance.max() / self.scores[-1])
         if far > _FAR:
-            return True, f"observation {int(distance.argmax())} lies {far:.3g} times as far from its training simulations as any of them"
+            return (
+                True,
+                f"observation {int(distance.argmax())} lies {far:.3g} times as far from its training simulations as any of them",
+            )
         many = int((distance > torch.quantile(self.scores, 1 - _TAIL)).sum())
         chance = float(stats.binom.sf(many - 1, len(x), 2 * _TAIL)) if many else 1.0
         if chance < _LEVEL:

@@ -32,7 +32,11 @@ def spread_theta(space: ParameterSpace, n: int, seed: int, *path: int, edges: bo
 
 
 def simulate_blocks(
-    simulate: Simulate, theta: Tensor, seed: int, path: tuple[int, ...], event_shape: tuple[int, ...],
+    simulate: Simulate,
+    theta: Tensor,
+    seed: int,
+    path: tuple[int, ...],
+    event_shape: tuple[int, ...],
     tick: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, Draws]]:
     """Simulations at theta (n, P), a block at a time: the number of its first row, and its draws."""

@@ -133,7 +133,9 @@ def _fit_root(B: Tensor, e: Tensor, P: int) -> Tensor:
     c[0, :P], c[0, P:] = start.diagonal().log(), start[rows, columns]
     with torch.enable_grad():
         c = c.requires_grad_()
-        search = torch.optim.LBFGS([c], max_iter=60, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
+        search = torch.optim.LBFGS(
+            [c], max_iter=60, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=1e-6
+        )
 
         def closure() -> Tensor:
             search.zero_grad()
@@ -210,7 +212,7 @@ def _best(B: Tensor, u: Tensor, root: Tensor | None, sizes: Sequence[int]) -> tu
 
 def normal_equations(B: Tensor, u: Tensor, root: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Σ (B Bᵀ) ⊗ W, Σ B ⊗ W u and Σ uᵀ W u, by function then component."""
-    (n, p), Q = B.shape, u.shape[1]
+    p, Q = B.shape[1], u.shape[1]
     if root is None:
         inner = torch.einsum("np,nq->pq", B, B)
         eye = torch.eye(Q, dtype=torch.float64)

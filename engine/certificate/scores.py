@@ -36,7 +36,10 @@ def information_rows(modality: Modality, x: Tensor, theta: Tensor) -> tuple[Tens
     scores, slopes = [], []
     for a, b in _chunks(x, theta):
         u, leaf, _ = _score(modality, a, b, graph=True)
-        columns = [gradient(u[:, j].sum(), leaf, retain=True) if u.requires_grad else torch.zeros_like(leaf) for j in range(u.shape[1])]
+        columns = [
+            gradient(u[:, j].sum(), leaf, retain=True) if u.requires_grad else torch.zeros_like(leaf)
+            for j in range(u.shape[1])
+        ]
         slope = -torch.stack(columns, -2).detach().double()
         scores.append(u.detach())
         slopes.append(0.5 * (slope + slope.mT))
@@ -67,5 +70,7 @@ def _score(modality: Modality, x: Tensor, theta: Tensor, graph: bool = False) ->
         bad = ~torch.isfinite(u.detach()).all(-1)
         if bool(bad.any()):
             at = ", ".join(f"{v:.6g}" for v in theta[bad][0].tolist())
-            raise ModalityError(f"the score of {name} is not finite for {int(bad.sum())} of {len(x)} pairs, first at θ = ({at})")
+            raise ModalityError(
+                f"the score of {name} is not finite for {int(bad.sum())} of {len(x)} pairs, first at θ = ({at})"
+            )
     return (u.double() if graph else u.detach().double()), leaf, s.detach().double()

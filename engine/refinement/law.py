@@ -28,7 +28,9 @@ from engine.parameters import ParameterSpace
 __all__: list[str] = []  # the machinery of refinement
 
 _PAIRS = 0.2  # the share of the simulations that come in pairs
-_SPREAD = 0.2  # the share that lie all over the width; the others lie close to the reference point, where m matters most
+_SPREAD = (
+    0.2  # the share that lie all over the width; the others lie close to the reference point, where m matters most
+)
 _CLOSE = 0.1  # of the width
 _VERIFIED = 2000  # simulations at a root, to see whether it is the right one
 _NEAR = 0.5  # K is measured within this part of the width
@@ -80,9 +82,7 @@ class Laws(Protocol):
         """The laws at reference points (K, P_m), for data from within ``widths`` (K, P_m) of them."""
         ...
 
-    def expected(
-        self, theta: Tensor, others: Tensor, seed: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor | None, int]:
+    def expected(self, theta: Tensor, others: Tensor, seed: tuple[int, ...]) -> tuple[Tensor, Tensor | None, int]:
         """The mean (k,) of :func:`features` of data from theta (P_m,), their covariance, and from how many simulations."""
         ...
 
@@ -98,7 +98,9 @@ def features(modality: Modality, x: Tensor, theta: Tensor, others: Tensor | None
     if others is not None:
         with torch.no_grad():
             columns += [s[:, None]]
-            columns += [modality(x.to(modality.dtype), o.to(modality.dtype)).double()[:, None] - s[:, None] for o in others]
+            columns += [
+                modality(x.to(modality.dtype), o.to(modality.dtype)).double()[:, None] - s[:, None] for o in others
+            ]
     return torch.cat(columns, -1)
 
 
@@ -123,10 +125,7 @@ class FieldLaws:
             out.append(Law(reference, torch.full_like(reference, torch.inf), powers, coefficients, covariance, K, 0))
         return out
 
-
-    def expected(
-        self, theta: Tensor, others: Tensor, seed: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor | None, int]:
+    def expected(self, theta: Tensor, others: Tensor, seed: tuple[int, ...]) -> tuple[Tensor, Tensor | None, int]:
         """The mean (k,) of :func:`features` without the scalar at theta (P,); its variance is the data's."""
         mean, _, K, _ = (t[0] for t in self.calibration.at(theta[None]))
         i, j = torch.triu_indices(len(theta), len(theta))
@@ -146,7 +145,12 @@ class SimulatedLaws:
     kind = "refined"
 
     def __init__(
-        self, name: str, modality: Modality, simulate: Simulate, prior: ParameterSpace, tick: Callable[[int], None] | None = None
+        self,
+        name: str,
+        modality: Modality,
+        simulate: Simulate,
+        prior: ParameterSpace,
+        tick: Callable[[int], None] | None = None,
     ) -> None:
         self.name = name
         self.modality = modality.modality if isinstance(modality, Calibrated) else modality
@@ -155,7 +159,9 @@ class SimulatedLaws:
 
     def laws(self, references: Tensor, widths: Tensor, simulations: int, seed: tuple[int, ...]) -> list[Law]:
         """Regressions on fresh simulations, from the same random numbers for the same seed."""
-        return [self._law(reference, width, simulations, seed) for reference, width in zip(references, widths, strict=True)]
+        return [
+            self._law(reference, width, simulations, seed) for reference, width in zip(references, widths, strict=True)
+        ]
 
     def _law(self, reference: Tensor, width: Tensor, simulations: int, seed: tuple[int, ...]) -> Law:
         P = len(reference)
@@ -194,16 +200,14 @@ class SimulatedLaws:
         scale = (unit**powers).prod(-1)  # back from units of the width
         covariance = inverse.reshape(len(powers), P, len(powers), P) / scale[:, None, None, None] / scale[:, None]
         made = len(u) + 2 * len(difference)
-        return Law(
-            reference, width, powers, c / scale[:, None], covariance.reshape(inverse.shape), K, made
-        )
+        return Law(reference, width, powers, c / scale[:, None], covariance.reshape(inverse.shape), K, made)
 
-    def expected(
-        self, theta: Tensor, others: Tensor, seed: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor | None, int]:
+    def expected(self, theta: Tensor, others: Tensor, seed: tuple[int, ...]) -> tuple[Tensor, Tensor | None, int]:
         """The mean (k,) and covariance (k, k) of :func:`features` at theta (P,), from n simulations there, and n."""
         at = theta.expand(_VERIFIED, -1)
-        blocks = simulate_blocks(self.simulate, at, seed[0], (*seed[1:], 3), tuple(self.modality.event_shape), self.tick)
+        blocks = simulate_blocks(
+            self.simulate, at, seed[0], (*seed[1:], 3), tuple(self.modality.event_shape), self.tick
+        )
         x = torch.cat([part.x for _, part in blocks])
         f = features(self.modality, x, theta, others)
         return f.mean(0), torch.cov(f.T).reshape(f.shape[1], -1), len(f)

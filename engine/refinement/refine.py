@@ -135,7 +135,9 @@ def laws_of(
         return {}
     given = dict(refine) if isinstance(refine, Mapping) else {}
     if unknown := sorted(set(given) - set(modalities)):
-        raise ModalityError(f"refine names '{unknown[0]}', of which there is no data here; there is {', '.join(sorted(modalities))}")
+        raise ModalityError(
+            f"refine names '{unknown[0]}', of which there is no data here; there is {', '.join(sorted(modalities))}"
+        )
     out: dict[str, Laws] = {}
     for name, modality in modalities.items():
         simulate = given.get(name)
@@ -238,7 +240,7 @@ def refine(
         tick: Told how many data sets are done.
 
     Returns:
-        The refined scalars. One that did not settle has θ NaN.
+        The refined scalars; one that did not settle says so in its refinement.
 
     Raises:
         ModalityError: for a simulator or a scalar that fails; the message names the plugin.
@@ -254,7 +256,6 @@ def refine(
         if tick is not None:
             tick(last - first)
     theta = torch.cat([rows.theta for rows, _ in out])
-    theta[~torch.cat([rows.done for rows, _ in out])] = torch.nan
     refined = {name: torch.cat([rows.refined[name] for rows, _ in out])[:, None] for name in laws}
     scalars: dict[str, Modality] = {name: RefinedScalar(modalities[name].parameter_names) for name in laws}
     return Refined(theta, scalars, refined, [one for _, many in out for one in many])
@@ -279,9 +280,7 @@ def _chunk(
     learned = {name: modalities[name] for name in laws}
     others = {name: modalities[name] for name in data.names if name not in laws}
     raw = Ensemble(space, modalities, data.part(first, last, _SCREENED), prior=prior)
-    starts = starting_points(
-        raw, inside, middle, idle, start=start, screen=_SCREEN, polish=_POLISH, seed=seed
-    )
+    starts = starting_points(raw, inside, middle, idle, start=start, screen=_SCREEN, polish=_POLISH, seed=seed)
     lower, upper = inside.lower.clone(), inside.upper.clone()
     if len(starts.theta):
         lower[idle] = upper[idle] = starts.theta[0, idle]
@@ -319,9 +318,7 @@ def _counts(data: Data, name: str, first: int, last: int) -> list[int]:
     return [sum(len(x) for x in data.blocks(name, b, None)) for b in range(first, last)]
 
 
-def _separate(
-    space: ParameterSpace, owner: Tensor, theta: Tensor, value: Tensor, count: int
-) -> tuple[Tensor, Tensor]:
+def _separate(space: ParameterSpace, owner: Tensor, theta: Tensor, value: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The highest maxima of each data set that lie apart: their data sets, and θ."""
     chosen: list[int] = []
     value = value.nan_to_num(nan=-torch.inf)

@@ -68,8 +68,8 @@ class Rows:
 
     def pick(self, rows: Tensor) -> Rows:
         """Some of them, by their ``rows`` (k,)."""
-        tables = ({n: t[rows] for n, t in getattr(self, what).items()} for what in _TABLES)
-        return Rows(*(getattr(self, n)[rows] for n in _TENSORS), *tables)
+        tables = [{n: t[rows] for n, t in getattr(self, what).items()} for what in _TABLES]
+        return Rows(*(getattr(self, n)[rows] for n in _TENSORS), *tables)  # pyright: ignore[reportArgumentType]
 
     def joined(self, other: Rows) -> Rows:
         """These searches, then ``other``."""
@@ -78,7 +78,7 @@ class Rows:
         tables = [
             {n: torch.cat([t, getattr(other, what)[n]]) for n, t in getattr(self, what).items()} for what in _TABLES
         ]
-        return Rows(*parts, *tables)
+        return Rows(*parts, *tables)  # pyright: ignore[reportArgumentType]
 
 
 class Solver:
@@ -118,7 +118,7 @@ class Solver:
             simulations: For each law that is made by simulation.
             seed: Of the simulations; the same in every round, so that what they add moves as little as θ does.
         """
-        R, P = theta.shape
+        R = len(theta)
         rows = Rows(
             item,
             theta.clone(),
@@ -175,7 +175,7 @@ class Solver:
         theta, covariance = rows.theta[live], rows.covariance[live]
         sd = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()
         sd = torch.minimum(torch.where(sd > 0, sd, torch.inf), _MOST / _WIDTH * self.space.scale)
-        widths = torch.minimum(_WIDTH * sd * (1.0 if number else 1.0), _MOST * self.space.scale)
+        widths = torch.minimum(_WIDTH * sd, _MOST * self.space.scale)
         if number:
             moved = (rows.step[live].clamp(max=10.0)[:, None] * sd).nan_to_num()
             widths = torch.minimum(torch.maximum(widths, 1.5 * moved), _MOST * self.space.scale)
@@ -187,7 +187,10 @@ class Solver:
             mean, count = self._mean_scores(name, rows.item[live], reference)
             simulated |= (self.laws[name].kind == "refined") & (count > 0)
             refined = torch.stack(
-                [_refined(made[k], m, int(n), at) for k, m, n, at in zip(which.tolist(), mean, count, theta[:, index], strict=True)]
+                [
+                    _refined(made[k], m, int(n), at)
+                    for k, m, n, at in zip(which.tolist(), mean, count, theta[:, index], strict=True)
+                ]
             )
             rows.refined[name][live] = refined
             rows.simulations[name][live] = torch.tensor([made[k].simulations for k in which.tolist()])

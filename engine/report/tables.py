@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from engine.certificate.certificate import Certificate
     from engine.many import Estimates
     from engine.result import Estimate
     from engine.uncertainty import Interval
@@ -25,8 +27,14 @@ _COLOURS = {
     "at_bound": "yellow",
     "not_identified": "red",
     "multimodal": "red",
+    "outside_domain": "red",
+    "beyond_certificate": "red",
+    "uncertified": "red",
     "failed": "bold red",
 }
+
+
+_NO_VALUE = ("failed", "not_identified", "multimodal")  # statuses whose estimates are not averaged
 
 
 def rounded(value: float, error: float) -> tuple[str, str]:
@@ -115,6 +123,12 @@ def estimate_group(fit: Estimate, intervals: Mapping[str, Interval] | None = Non
             row.append(_ends(intervals[name], one.value, one.error) if name in intervals else "—")
         parameters.add_row(*row, note)
     parts: list[RenderableType] = [head, parameters, _plugins(fit)]
+    if fit.trust:
+        parts.append(_trust(fit))
+    if fit.refinement is not None and fit.refinement.dof:
+        r = fit.refinement
+        text = f"χ² = {r.statistic:.3g} for {r.dof} degrees of freedom, p = {r.p_value:.2g}"
+        parts.append(Text(f"test of fit of the refined scalars: {text}"))
     for theta, S in fit.alternatives:
         point = ", ".join(f"{n} = {v:.5g}" for n, v in zip(fit.parameters.names, theta.tolist(), strict=True))
         parts.append(Text(f"another maximum: {point}, S lower by {fit.log_evidence - S:.3g}"))
@@ -146,6 +160,51 @@ def _plugins(fit: Estimate) -> Table:
     table.add_section()
     table.add_row("sum", "", f"{fit.log_evidence:.4f}")
     return table
+
+
+def _trust(fit: Estimate) -> Table:
+    """How far the certificate of each learned plugin carries."""
+    table = Table(box=box.SIMPLE_HEAD, title="how far the plugins can be trusted", title_justify="left")
+    for column in ("plugin", "verdict"):
+        table.add_column(column)
+    for column in ("N", "carries", "bias / error"):
+        table.add_column(column, justify="right")
+    for name, t in fit.trust.items():
+        carries = "—" if math.isnan(t.budget) else "∞" if math.isinf(t.budget) else f"{t.budget:.3g}"
+        bias = "—" if math.isnan(t.bias) else f"< {t.bias:.2g}" if t.bias else "0"
+        table.add_row(escape(name), t.verdict.replace("_", " "), str(t.observations), carries, bias)
+    return table
+
+
+def certificate_text(certificate: Certificate) -> str:
+    """A certificate as a person wants to read it.
+
+    Arguments:
+        certificate: The certificate.
+    """
+    c = certificate
+    low, median, high = (f"{v:.3g}" for v in c.quantiles())
+    kind = "calibrated" if c.calibrated else "raw"
+    lost = f", {c.excluded} more were no observations" if c.excluded else ""
+    head = [
+        f"certificate of the {kind} scalar of {', '.join(c.space.names)}, from {c.simulations} {c.source}{lost}",
+        f"carries {median} observations before its bias passes 0.3 standard errors (5–95 % of the prior: {low}–{high}); "
+        f"these {c.source} can certify {c.limit():.3g} at most",
+    ]
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("check", "verdict"):
+        table.add_column(column)
+    for column in ("found", "error", "right"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+
+    def number(value: float) -> str:
+        return "—" if math.isnan(value) else f"{value:.3g}"
+
+    for check in c.checks:
+        row = (number(check.value), number(check.error), number(check.expected))
+        table.add_row(escape(check.name), check.verdict, *row, escape(check.note))
+    return as_text(*head, table, width=160)
 
 
 def _ends(interval: Interval, value: float, error: float) -> str:
@@ -252,7 +311,7 @@ def estimate_text(fit: Estimate, intervals: Mapping[str, Interval] | None = None
 
 
 def estimates_text(fits: Estimates) -> str:
-    """Many estimates as text: how they ended, and the mean and spread of those that converged.
+    """Many estimates as text: how they ended, and the mean and spread of those that have one value.
 
     Arguments:
         fits: The estimates.
@@ -273,7 +332,7 @@ def estimates_text(fits: Estimates) -> str:
         table.add_column(column)
     for column in ("mean of estimates", "their spread", "mean error"):
         table.add_column(column, justify="right")
-    fine = fits.converged
+    fine = torch.tensor([s not in _NO_VALUE for s in fits.status])
     for name in fits.parameters.names:
         one = fits[name]
         value, error = one.value[fine], one.error[fine]
