@@ -158,7 +158,9 @@ def budget_table(points: int, calibrations: tuple[int, ...]) -> list[dict[str, A
         row(f"ours, {name}, raw", seconds, lambda x, t, m=modality: score_rows(m, x, t))
         for n in calibrations:
             calibrated, more = clock(
-                lambda n=n, m=modality: calibrate(m, prior=SPACE, simulate=simulate1, simulations=n, seed=1, progress=False)
+                lambda n=n, m=modality: calibrate(
+                    m, prior=SPACE, simulate=simulate1, simulations=n, seed=1, progress=False
+                )
             )
             row(f"ours, {name}, calibrated with {n:,}", seconds + more, calibrated.calibrated_score)
     return rows
@@ -189,7 +191,9 @@ def cramer_rao(truth: Tensor, sizes: dict[str, int]) -> Tensor:
     return torch.stack(out)
 
 
-def plain_sum(scores: dict[str, Score], values: dict[str, Score], data: dict[str, Tensor], start: Tensor) -> tuple[Tensor, Tensor]:
+def plain_sum(
+    scores: dict[str, Score], values: dict[str, Score], data: dict[str, Tensor], start: Tensor
+) -> tuple[Tensor, Tensor]:
     """The maximum of each plain sum reached from a start (B, 2), and its covariance: scoring steps, outer products."""
     theta, found = start.clone(), []
     B = len(theta)
@@ -222,7 +226,16 @@ def plain_sum(scores: dict[str, Score], values: dict[str, Score], data: dict[str
     return theta, torch.linalg.pinv(J)
 
 
-def report(label: str, error: Tensor, covariance: Tensor, bound: Tensor, flagged: int, failed: int, seconds: float, extra: str = "") -> dict[str, Any]:
+def report(
+    label: str,
+    error: Tensor,
+    covariance: Tensor,
+    bound: Tensor,
+    flagged: int,
+    failed: int,
+    seconds: float,
+    extra: str = "",
+) -> dict[str, Any]:
     z = error / covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     z = z[torch.isfinite(z).all(-1)]
     fine = torch.isfinite(error).all(-1)
@@ -244,7 +257,11 @@ def report(label: str, error: Tensor, covariance: Tensor, bound: Tensor, flagged
 
 
 def ours_many(
-    modalities: dict[str, Modality], certificates: dict[str, Any], data: dict[str, Tensor], refine: Any, simulations: int
+    modalities: dict[str, Modality],
+    certificates: dict[str, Any],
+    data: dict[str, Tensor],
+    refine: Any,
+    simulations: int,
 ) -> Estimates:
     """What Registry.estimate_many does, without a workspace on disk."""
     sets = DataSets(data, modalities)
@@ -292,7 +309,7 @@ def coverage_table(
                 {k: (lambda x, t, m=m: score_rows(m, x, t)) for k, m in modalities.items()},
                 {k: (lambda x, t, m=m: _values(m, x, t)) for k, m in modalities.items()},
             )
-        if N <= most_refined // 10 or N <= 10_000:
+        if max(10_000, most_refined // 100) >= N:
             for label, (scores, values) in contenders.items():
                 start = time.perf_counter()
                 theta, covariance = plain_sum(scores, values, data, truth)
@@ -317,7 +334,10 @@ def coverage_table(
                 if 10 <= int(trusted.sum()) < len(truth):
                     inside = ((fits.theta - truth) / fits.sd)[trusted]
                     row["coverage_of_trusted"] = float((inside.abs() < 1.0).double().mean())
-                    print(f"  {'':38s} the {int(trusted.sum())} not flagged: coverage {row['coverage_of_trusted']:.3f}", flush=True)
+                    print(
+                        f"  {'':38s} the {int(trusted.sum())} not flagged: coverage {row['coverage_of_trusted']:.3f}",
+                        flush=True,
+                    )
                 rows.append({"N": N, "simulations": simulations, **row})
     return rows
 
@@ -334,7 +354,9 @@ def honesty_table(repetitions: int, sizes: tuple[int, ...], calibration: int) ->
         seed = 1000 + r
         modalities: dict[str, Modality] = {"one": ours("one", "ratio", seed)}
         calibrated: dict[str, Modality] = {
-            "one": calibrate(modalities["one"], prior=SPACE, simulate=simulate1, simulations=calibration, seed=seed, progress=False)
+            "one": calibrate(
+                modalities["one"], prior=SPACE, simulate=simulate1, simulations=calibration, seed=seed, progress=False
+            )
         }
         for N in sizes:
             truth, generator = truths(1, 7919 * N + seed)
@@ -349,8 +371,13 @@ def honesty_table(repetitions: int, sizes: tuple[int, ...], calibration: int) ->
         z = torch.stack(found)
         z = z[torch.isfinite(z).all(-1)]
         width = float(z.square().mean().sqrt())
-        rows.append({"scalar": label, "N": N, "repetitions": len(z), "width": width, "error": 1 / math.sqrt(2 * z.numel())})
-        print(f"  {label:12s} N = {N:6,}: width of pulls {width:.3f} ± {rows[-1]['error']:.3f} from {len(z)} repetitions", flush=True)
+        rows.append(
+            {"scalar": label, "N": N, "repetitions": len(z), "width": width, "error": 1 / math.sqrt(2 * z.numel())}
+        )
+        print(
+            f"  {label:12s} N = {N:6,}: width of pulls {width:.3f} ± {rows[-1]['error']:.3f} from {len(z)} repetitions",
+            flush=True,
+        )
     return rows
 
 
@@ -376,10 +403,16 @@ def main() -> None:
     for part, kinds in (("coverage", ("one",)), ("two", ("one", "two"))):
         if part in given.parts:
             print(f"\n{part}: {' and '.join(kinds)}")
-            found[part] = coverage_table(kinds, sizes, datasets, calibration, not given.no_peers and not quick, given.most)
+            found[part] = coverage_table(
+                kinds, sizes, datasets, calibration, not given.no_peers and not quick, given.most
+            )
     if "honesty" in given.parts:
         print("\nhonesty: training, calibration and data together")
-        found["honesty"] = honesty_table(5 if quick else given.repetitions, (100, 1000) if quick else (10, 100, 1000, 10_000), 20_000 if quick else 100_000)
+        found["honesty"] = honesty_table(
+            5 if quick else given.repetitions,
+            (100, 1000) if quick else (10, 100, 1000, 10_000),
+            20_000 if quick else 100_000,
+        )
     if given.json:
         given.json.write_text(json.dumps(found, indent=1))
 

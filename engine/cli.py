@@ -36,6 +36,7 @@ app = typer.Typer(
 
 Workspace = Annotated[Path, typer.Option("--workspace", "-w", help="The folder that has registry.toml.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Force = Annotated[str, typer.Option("--force", help="Why a plugin that fails admission is appended all the same.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Run code that plugins name or bring along. Read it first.")]
 
 
@@ -236,13 +237,14 @@ def show(
         "appended": entry.appended.isoformat()
         + (f" (version {len(versions)}, supersedes {len(versions) - 1})" if len(versions) > 1 else ""),
         "brings code": "yes: read code.py before you use --trust" if info.has_code else "no",
-        "certificate": "none" if not info.certificate else json.dumps(info.certificate),
+        "certificate": "below" if registry.certificate(name) else "none",
         "made with": ", ".join(f"{k} {v}" for k, v in info.versions.items()),
         "configuration": "\n".join(f"{k} = {_tidy(v)}" for k, v in info.configuration.items()),
     }
     for key, value in rows.items():
         table.add_row(f"[bold]{key}[/]", _safe(value))
-    _print(table)
+    certificate = registry.certificate(name)
+    _print(table, *([] if certificate is None else ["", _safe(str(certificate))]))
 
 
 def _tidy(value: Any) -> str:
@@ -277,6 +279,7 @@ def append(
     spec: Annotated[Path, typer.Argument(help="A TOML file, or another workspace's plugin folder.")],
     workspace: Workspace = Path("."),
     supersede: Annotated[bool, typer.Option("--supersede", help="Take the place of the plugin of this name.")] = False,
+    force: Force = "",
     trust: Trust = False,
 ) -> None:
     """Append a plugin; nothing already there is touched."""
@@ -291,8 +294,57 @@ def append(
         constraints=plugin.constraints,
         observations=plugin.observations,
         supersede=supersede,
+        certificate=plugin.certificate,
+        force=force,
     )
     print(f"appended {entry.name} ({', '.join(entry.parameters)}); digest {registry.digest}")
+
+
+@app.command()
+def train(
+    files: Annotated[list[Path], typer.Argument(help=r"Plugins' TOML files with a \[training] table.")],
+    workspace: Workspace = Path("."),
+    workers: Annotated[int, typer.Option("--workers", min=1, help="How many to train at a time, by Dask.")] = 1,
+    scheduler: Annotated[str | None, typer.Option("--scheduler", help="A Dask scheduler's address.")] = None,
+    supersede: Annotated[bool, typer.Option("--supersede", help="Take the place of plugins of these names.")] = False,
+    force: Force = "",
+    as_json: AsJson = False,
+    trust: Trust = False,
+) -> None:
+    """Train, calibrate, certify and append learned plugins, each alone; one that was stopped goes on."""
+    from engine.learning.job import Trained, run_jobs
+
+    def report(trained: Trained) -> None:
+        if as_json:
+            return
+        print(f"{trained.name}:")
+        certificate = trained.certificate
+        _print(_safe(str(trained.training)), _safe("no certificate" if certificate is None else str(certificate)))
+
+    found = run_jobs(
+        files,
+        workspace,
+        trust=trust,
+        workers=workers,
+        scheduler=scheduler,
+        force=force,
+        supersede=supersede,
+        done=report,
+    )
+    if as_json:
+        _print_json(
+            [
+                {
+                    "name": t.name,
+                    "training": t.training.to_dict(),
+                    "certificate": None if t.certificate is None else t.certificate.summary(),
+                }
+                for t in found
+            ]
+        )
+    else:
+        print(f"appended {', '.join(t.name for t in found)}; digest {_open(workspace, trust).digest}")
+    raise typer.Exit(0 if all(t.training.status != "failed" for t in found) else 1)
 
 
 @app.command()
@@ -307,7 +359,12 @@ def estimate(
     profile: Annotated[bool, typer.Option("--profile", help="Add profile-likelihood intervals.")] = False,
     level: Annotated[float, typer.Option("--level", min=0.01, max=0.9999, help="Their confidence level.")] = 0.6827,
     prior: Annotated[bool, typer.Option("--map", help="Add the log prior, once: the maximum a posteriori.")] = False,
-    covariance: Annotated[str, typer.Option("--covariance", help="observed, expected or godambe.")] = "observed",
+    covariance: Annotated[str, typer.Option("--covariance", help="auto, observed, expected or godambe.")] = "auto",
+    refine: Annotated[
+        bool | None,
+        typer.Option("--refine/--raw", help="Refine every learned plugin, or none; by default, those that can be."),
+    ] = None,
+    simulations: Annotated[int, typer.Option("--simulations", min=1000, help="For each refined plugin.")] = 20_000,
     alone: Annotated[bool, typer.Option("--alone/--no-alone", help="Also fit each plugin on its own.")] = True,
     seed: Annotated[int, typer.Option("--seed", help="Of the starting points.")] = 0,
     as_json: AsJson = False,
@@ -320,7 +377,13 @@ def estimate(
     registry = _open(workspace, trust)
     with Console(stderr=True).status("estimating …"):  # silent where stderr is not a terminal
         found = registry.observed if data is None else read_data(data)
-        settings: dict[str, Any] = {"prior": prior, "covariance": covariance, "seed": seed}
+        settings: dict[str, Any] = {
+            "prior": prior,
+            "covariance": covariance,
+            "seed": seed,
+            "refine": refine,
+            "simulations": simulations,
+        }
         fit = registry.estimate(found, only=only, without=without, **settings)
         singles = {}
         if alone and len(fit.provenance["plugins"]) > 1:

@@ -20,6 +20,7 @@ A plugin is a TOML file::
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -30,13 +31,15 @@ import numpy as np
 import torch
 import torch.distributions as td
 
+from engine.admission import read_admission
+from engine.certificate.certificate import Certificate
 from engine.constraints import Linear, SpaceConstraint, constraint_from_toml
 from engine.errors import EvidenceError, ModalityError, ParameterError, RegistryError
 from engine.factories import resolve
 from engine.files import parse_toml, read_bytes
 from engine.modality import Modality
 from engine.parameter import Parameter
-from engine.plugin import describe, read_observations, read_plugin
+from engine.plugin import describe, read_certificate, read_observations, read_plugin
 from engine.priors import FAMILIES
 
 __all__ = [
@@ -47,6 +50,7 @@ __all__ = [
     "read_data",
     "read_parameters",
     "read_specification",
+    "read_table",
 ]
 
 _LINE = re.compile(
@@ -56,7 +60,7 @@ _COMPARISON = re.compile(r"<=|>=|==|[=≤≥]")
 _SIGNS = {"<=": "≤", ">=": "≥", "==": "="}
 _NUMBER = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 _NAME = r"[^\W0-9][^\s+\-−*<>=≤≥]*"
-_FIELDS = {"factory", "configuration", "observations", "parameter", "constraint"}
+_FIELDS = {"factory", "configuration", "observations", "parameter", "constraint", "training"}
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class PluginSpecification:
         parameters: Declarations of parameters that it depends on.
         observations: Its own data, shape (N, *event_shape); None where it has none.
         constraints: What parameters must satisfy together.
+        certificate: What was found of a learned one, where it comes from a plugin's folder.
 
     Example:
         >>> from modalities import Gaussian
@@ -80,6 +85,7 @@ class PluginSpecification:
     parameters: tuple[Parameter, ...]
     observations: Any
     constraints: tuple[SpaceConstraint, ...] = ()
+    certificate: Certificate | None = None
 
 
 def parse_parameter(text: str) -> Parameter:
@@ -172,7 +178,23 @@ def _terms(side: str, term: re.Pattern[str], form: str) -> tuple[dict[str, float
     return coefficients, constant
 
 
-def _toml(path: Path, limit: int = 2**24) -> dict[str, Any]:
+def read_table(path: Path, limit: int = 2**24) -> dict[str, Any]:
+    r"""A TOML file as plain values.
+
+    Arguments:
+        path: The file.
+        limit: The most bytes that it may have.
+
+    Raises:
+        RegistryError: for a file that cannot be read, is larger, or is no TOML.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp(), "a.toml")
+        >>> _ = file.write_text("a = 1")
+        >>> read_table(file)
+        {'a': 1}
+    """
     try:
         return parse_toml(read_bytes(path, limit), str(path))
     except OSError as error:
@@ -196,7 +218,7 @@ def read_parameters(path: Path) -> list[Parameter]:
         >>> read_parameters(file)
         [Parameter('L', prior=None, unit='mm', bounds=(-inf, inf))]
     """
-    return [Parameter.from_toml(block) for block in _blocks(_toml(path), "parameter", path)]
+    return [Parameter.from_toml(block) for block in _blocks(read_table(path), "parameter", path)]
 
 
 def read_constraints(path: Path) -> list[SpaceConstraint]:
@@ -216,7 +238,7 @@ def read_constraints(path: Path) -> list[SpaceConstraint]:
         >>> read_constraints(file)
         [Ball(‖(S, C)‖ ≤ 1)]
     """
-    return [constraint_from_toml(block) for block in _blocks(_toml(path), "constraint", path)]
+    return [constraint_from_toml(block) for block in _blocks(read_table(path), "constraint", path)]
 
 
 def _blocks(table: Mapping[str, Any], kind: str, path: Path) -> list[dict[str, Any]]:
@@ -250,15 +272,21 @@ def read_specification(path: Path, *, trust: bool = False) -> PluginSpecificatio
         [55.0, 49.0]
     """
     if path.is_dir():
-        declared = describe(path).parameters
-        return PluginSpecification(read_plugin(path, trust=trust), tuple(declared), read_observations(path))
-    table = _toml(path)
+        declared, found = describe(path).parameters, read_certificate(path)
+        certificate = None if found is None else read_admission(found, path.name).certificate
+        modality = read_plugin(path, trust=trust)
+        return PluginSpecification(modality, tuple(declared), read_observations(path), certificate=certificate)
+    table = read_table(path)
     parameters = tuple(Parameter.from_toml(b) for b in _blocks(table, "parameter", path))
     constraints = tuple(constraint_from_toml(b) for b in _blocks(table, "constraint", path))
     if not isinstance(table.get("factory"), str):
         raise RegistryError(f'{path} needs factory = "package.module:Class", got {table.get("factory")!r}')
     factory: Callable[..., Any] = resolve(table["factory"], "modality", trust=trust)
-    configuration = {name: _value(value, path.parent, trust) for name, value in table.get("configuration", {}).items()}
+    counts = _counts(factory)
+    configuration = {
+        name: value if name in counts else _value(value, path.parent, trust)
+        for name, value in table.get("configuration", {}).items()
+    }
     try:
         modality = factory(**configuration)
     except EvidenceError:
@@ -268,6 +296,12 @@ def read_specification(path: Path, *, trust: bool = False) -> PluginSpecificatio
     x = table.get("observations", {}).get("x")
     observations = None if x is None else _value(x, path.parent, trust)
     return PluginSpecification(modality, parameters, observations, constraints)
+
+
+def _counts(factory: Callable[..., Any]) -> set[str]:
+    """The arguments of a factory that are whole numbers, such as sizes, and stay a list of them."""
+    parameters = inspect.signature(factory).parameters.values()
+    return {p.name for p in parameters if str(p.annotation).startswith(("Sequence[int]", "tuple[int"))}
 
 
 def _value(value: Any, folder: Path, trust: bool) -> Any:
@@ -337,5 +371,5 @@ def read_data(path: Path) -> Any:
                 f"{path} cannot be read: {error}; object arrays are not, because they hold code"
             ) from error
     if path.suffix == ".toml":
-        return {name: _value(value, path.parent, False) for name, value in _toml(path).items()}
+        return {name: _value(value, path.parent, False) for name, value in read_table(path).items()}
     raise RegistryError(f"data is a zarr group, an .npz file or a .toml file, got {path}")

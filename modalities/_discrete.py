@@ -77,7 +77,7 @@ class Entries(constraints.Constraint):
     def check(self, value: Tensor) -> Tensor:
         """Whether each entry of value (*, *event_shape) is allowed."""
         limit = self.limit.to(value.device)
-        return limit.isnan() | ((value >= 0) & (value <= limit) & (value == value.floor()))
+        return (limit.isnan() & value.isfinite()) | ((value >= 0) & (value <= limit) & (value == value.floor()))
 
 
 class DiscreteChain(nn.Module):

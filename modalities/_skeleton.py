@@ -132,7 +132,7 @@ def _build(nodes: list[Mapping[str, Any]]) -> nn.Module:
     modules: list[nn.Module] = []
     for node in nodes:
         kind = _find(node["class"], _MODULES)
-        if not issubclass(kind, nn.Module):
+        if not isinstance(kind, type) or not issubclass(kind, nn.Module):
             raise UntrustedError(f"a network names '{node['class']}', which is no nn.Module; it was not built")
         module = object.__new__(kind)
         nn.Module.__init__(module)

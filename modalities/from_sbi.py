@@ -74,12 +74,8 @@ def from_sbi(
             guessed, or a network with a part that is not of torch, nflows, zuko or sbi; the message names it.
 
     Example:
-        >>> import warnings
-        >>> from engine.parameter import Parameter
+        >>> from sbi.neural_nets import likelihood_nn
         >>> from torch.distributions import Uniform
-        >>> with warnings.catch_warnings():
-        ...     warnings.simplefilter("ignore")
-        ...     from sbi.neural_nets import likelihood_nn
         >>> theta, x = torch.rand(50, 1), torch.randn(50, 2)
         >>> estimator = likelihood_nn("maf", hidden_features=4, num_transforms=1)(theta, x)
         >>> modality = from_sbi(estimator, [Parameter("t", Uniform(0.0, 1.0))])

@@ -1,9 +1,10 @@
 r"""Several learned scalars of the same data as one, their mean: :math:`s = \frac1M \sum_j s_j`.
 
 Networks trained from different initial weights share what the data say and differ in what they do not; the mean of M
-scores keeps the first and averages the second, so that N_max grows, by up to M. Of densities it is the geometric mean:
-an approximation from below, as its integral over x is <= 1 and depends on θ, so that it is not normalised. The mean of
-the densities would be normalised, but a sum over observations adds logarithms, and their mean is what has the mean score.
+scores keeps the first and averages the second. An error that the training data themselves led all of them into stays:
+where the simulations are few, more of them raise N_max, and more members do not. Of densities it is the geometric mean,
+whose integral over x is <= 1 and depends on θ, so that it is not normalised. The mean of the densities would be, but a
+sum over observations adds logarithms, and it is their mean that has the mean score.
 
 References:
     | Lakshminarayanan, Pritzel, Blundell (2017), Deep ensembles, https://arxiv.org/abs/1612.01474

@@ -5,7 +5,8 @@ r"""A learned posterior of one observation, as evidence: what it says less what 
 where q is right. π is the prior that θ was trained on; dividing by it is what lets N posteriors add. q is a product of
 one-dimensional conditional mixtures of Gaussians, each cut off at the bounds of its parameter: it integrates to 1
 within them, leaks nowhere, and s is finite and smooth up to the bounds and, continued, beyond. Gamma and log-normal
-priors are treated in log θ and beta priors in the logit, as they have no density, or an infinite one, at 0.
+priors are treated in log θ and beta priors in the logit, as they have no density, or an infinite one, at 0. (A Laplace
+prior has a kink, which dividing by it puts into s: mind the second derivative there.)
 
 References:
     | Papamakarios and Murray (2016), Fast ε-free inference of simulation models, https://arxiv.org/abs/1605.06376:
@@ -85,7 +86,7 @@ class NeuralPosterior(Learnable):
             size, self.features, components, check_hidden("hidden", hidden), activation
         )
         self.register_buffer("box", torch.tensor([[-torch.inf], [torch.inf]], dtype=torch.float64).repeat(1, size))
-        self._coordinates: PriorCoordinates | None = None
+        self._known: tuple[object, PriorCoordinates] | None = None
         if prior is not None:
             self._take(prior)
 
@@ -94,7 +95,7 @@ class NeuralPosterior(Learnable):
         blocks = prior_blocks(prior, self.parameter_names)
         assert self._configuration is not None
         self._configuration["prior"] = blocks
-        c = self._coordinates = PriorCoordinates(blocks)
+        c = self._prior
         centre, scale = torch.tensor(c.centre, dtype=torch.float64), torch.tensor(c.scale, dtype=torch.float64)
         self.theta_centre.copy_(centre)
         self.theta_scale.copy_(scale)
@@ -102,12 +103,15 @@ class NeuralPosterior(Learnable):
 
     @property
     def _prior(self) -> PriorCoordinates:
-        if self._coordinates is None:
+        blocks = (self._configuration or {}).get("prior")
+        if blocks is None:
             raise ModalityError(
                 "a NeuralPosterior must know the prior that it is trained on, got none; pass prior=, or set "
                 "training_prior before standardise"
             )
-        return self._coordinates
+        if self._known is None or self._known[0] is not blocks:
+            self._known = blocks, PriorCoordinates(blocks)
+        return self._known[1]
 
     def standardise(self, features: Tensor, theta: Tensor) -> None:
         """Set the centres and scales, of features from training data and of θ from the training prior.

@@ -113,8 +113,9 @@ class Certificate:
         root = self.variance.root(theta)
         delta = (root.mT @ self.mean.at(theta)[..., None])[..., 0]
         noise = (root.mT @ self.mean.error(theta) @ root).diagonal(dim1=-2, dim2=-1).sum(-1)
-        beyond = max(0.0, self.excess) if self.excess > 2.0 * self.excess_error else 0.0
-        return (delta.square().sum(-1) - noise).clamp_min(0.0) + beyond, noise
+        beyond = self.excess if self.excess > 2.0 * self.excess_error else 0.0
+        unseen = 0.0 if math.isnan(self.excess_error) else self.excess_error  # what the points cannot tell of the rest
+        return (delta.square().sum(-1) - noise).clamp_min(0.0) + beyond, noise.clamp_min(unseen)
 
     def n_max(self, kappa: float = KAPPA, theta: Tensor | Mapping[str, float] | None = None) -> float:
         """How many observations the scalar carries before its bias passes κ standard errors of the estimate.

@@ -19,6 +19,8 @@ from engine.learning.training import TrainingError
 __all__: list[str] = []
 
 _MOST_HELD_OUT = 2**17  # rows: they stay in memory, and give the mean loss to a third of a percent of its spread
+_LEAST_HELD_OUT = 1000  # rows, whatever memory they take
+_PARTS = 8
 _LEAST_BLOCKS = 2
 _MOST_BLOCKS = 16
 
@@ -48,7 +50,7 @@ class Batches:
         self._blocks, self._size, self._seed, self._each = pool.blocks, size, seed, pool.shape[0]
         count, (each, *event) = sum(pool.blocks.sizes), pool.shape
         row_bytes = 8 * max(1, each * torch.Size(event).numel())
-        limit = max(1, min(_MOST_HELD_OUT // each, memory // 4 // row_bytes))
+        limit = max(1, _LEAST_HELD_OUT // each, min(_MOST_HELD_OUT // each, memory // 4 // row_bytes))
         self.held_out = max(1, min(round(fraction * count), limit))
         check_enough(count, self.held_out, parameters)
         self._rows = (count - self.held_out) * each
@@ -60,6 +62,7 @@ class Batches:
         found = [self._rows_of([b], held=True) for b in range(len(pool.blocks.sizes))]
         kept, theta = (torch.cat([part[i] for part in found]) for i in (0, 1))
         order = torch.randperm(len(kept), generator=generator_of(seed, Purpose.SPLIT, 1))
+        size = min(size, max(1, len(kept) // _PARTS))  # several even of few rows: their spread is the error of the mean
         self.validation = [Batch(kept[i], theta[i], 1.0) for i in _divided(order, size)]
 
     def epoch(self, number: int) -> Iterator[Batch]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,20 +31,24 @@ class State:
     Attributes:
         weights: All tensors of the modality that training changes.
         best: The same where the validation loss was lowest.
+        parts: The validation loss of the latter, batch by batch.
         initial: The validation loss before the first epoch.
         optimiser: The optimiser's moments.
         losses, validation: Mean losses of the epochs so far.
         best_epoch: After how many epochs the best weights were found; 0 for those that it began with.
+        worse: For how many epochs the validation loss has been clearly above the lowest.
         seconds: Of training so far.
     """
 
     weights: dict[str, Tensor]
     best: dict[str, Tensor]
+    parts: Tensor
     initial: float
     optimiser: dict[str, Tensor] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
     best_epoch: int = 0
+    worse: int = 0
     seconds: float = 0.0
 
     @property
@@ -60,13 +63,12 @@ class State:
 
 
 _GROUPS = ("weights", "best", "optimiser")
+_CURVES = ("parts", "initial", "losses", "validation", "best_epoch", "worse", "seconds")
 
 
 def save_state(folder: Path, state: State) -> None:
     """Write a checkpoint; older ones go once it is there."""
-    numbers = {"initial": state.initial, "best_epoch": state.best_epoch, "seconds": state.seconds}
-    values = {"losses": state.losses, "validation": state.validation, **numbers}
-    arrays = {f"curve/{name}": torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+    arrays = {f"curve/{name}": torch.as_tensor(getattr(state, name), dtype=torch.float64) for name in _CURVES}
     for group in _GROUPS:
         arrays |= {f"{group}/{name}": tensor for name, tensor in getattr(state, group).items()}
     target = folder / f"checkpoint-{state.epoch:06d}"
@@ -83,13 +85,16 @@ def load_state(folder: Path) -> State | None:
         return None
     arrays = read_arrays(found[-1])
     groups = {g: {k.partition("/")[2]: t for k, t in arrays.items() if k.startswith(f"{g}/")} for g in _GROUPS}
+    curves = {name: arrays[f"curve/{name}"] for name in _CURVES}
     return State(
         **groups,
-        initial=float(arrays["curve/initial"]),
-        losses=arrays["curve/losses"].tolist(),
-        validation=arrays["curve/validation"].tolist(),
-        best_epoch=int(arrays["curve/best_epoch"]),
-        seconds=float(arrays["curve/seconds"]),
+        parts=curves["parts"],
+        initial=float(curves["initial"]),
+        losses=curves["losses"].tolist(),
+        validation=curves["validation"].tolist(),
+        best_epoch=int(curves["best_epoch"]),
+        worse=int(curves["worse"]),
+        seconds=float(curves["seconds"]),
     )
 
 
@@ -97,23 +102,42 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*"))
 
 
-def save_finished(folder: Path, weights: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write the trained weights and the record; checkpoints go once they are there."""
+@dataclass(frozen=True)
+class Finished:
+    """What a run left behind.
+
+    Attributes:
+        weights: The trained weights.
+        features, theta: Some rows of what the modality was standardised with, for what is no tensor of its state.
+        record: The fields of the :class:`engine.learning.Training`.
+    """
+
+    weights: dict[str, Tensor]
+    features: Tensor
+    theta: Tensor
+    record: dict[str, Any]
+
+
+def save_finished(folder: Path, finished: Finished) -> None:
+    """Write what a run leaves behind; checkpoints go once it is there."""
 
     def write(staged: Path) -> None:
         staged.mkdir()
-        write_arrays(staged / "weights.zarr", weights)
-        (staged / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        rows = {"standardised/features": finished.features, "standardised/theta": finished.theta}
+        write_arrays(staged / "arrays.zarr", {**{f"weights/{k}": t for k, t in finished.weights.items()}, **rows})
+        (staged / "record.json").write_text(json.dumps(finished.record, indent=1) + "\n", encoding="utf-8")
 
     publish(folder / "finished", write)
     for old in _checkpoints(folder):
         shutil.rmtree(old)
 
 
-def load_finished(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The trained weights and the record, where the run has ended."""
+def load_finished(folder: Path) -> Finished | None:
+    """What the run left behind, where it has ended."""
     finished = folder / "finished"
     if not finished.exists():
         return None
+    arrays = read_arrays(finished / "arrays.zarr")
+    weights = {name.partition("/")[2]: t for name, t in arrays.items() if name.startswith("weights/")}
     record = json.loads(read_bytes(finished / "record.json", _RECORD_BYTES))
-    return read_arrays(finished / "weights.zarr"), record
+    return Finished(weights, arrays["standardised/features"], arrays["standardised/theta"], record)

@@ -18,7 +18,7 @@ from torch import Tensor
 from engine.errors import ParameterError
 from engine.learning import checkpoint
 from engine.learning.batches import Batches, check_enough
-from engine.learning.checkpoint import State, load_finished, load_state, save_finished, save_state
+from engine.learning.checkpoint import Finished, State, load_finished, load_state, save_finished, save_state
 from engine.learning.folder import claim, describe, locked, refuse
 from engine.learning.loss import Loss
 from engine.learning.optimisation import Optimisation, Settings
@@ -36,6 +36,7 @@ __all__ = ["fit"]
 _SAMPLE = 100_000  # rows that the standardisation is computed from, at most
 _SAMPLE_OF_SUMMARY = 10_000  # the same where each row takes a call of a network
 _SAMPLE_NUMBERS = 2**27
+_KEPT_ROWS = 1000  # of the sample, with the trained weights
 
 
 def fit(
@@ -58,11 +59,13 @@ def fit(
 ) -> Training:
     """Train a modality's scalar in place, from simulations or from labelled pairs.
 
-    The modality ends in float64 and in evaluation mode, with the weights that had the lowest loss on held-out θ, and
-    with ``training_prior`` set. It is trained in the dtype and on the device that its weights have; an exception leaves it
-    as it was. One seed determines everything: the simulations, the weights that training begins with (every layer that has
+    The modality ends in float64 and in evaluation mode, with ``training_prior`` set. Its weights are the last ones, or
+    those that had the lowest loss on held-out θ where the last are clearly worse (see :mod:`engine.learning.optimisation`).
+    It is trained in the dtype and on the device that its weights have; an exception leaves it as it was.
+
+    One seed determines everything: the simulations, the weights that training begins with (every layer that has
     ``reset_parameters`` is drawn anew, but those of a frozen summary), the split, the batches and the loss's own
-    randomness. The same seed gives the same bits on one machine; torch's global generator is left as it is.
+    randomness. The same seed gives the same bits on one machine's CPU; torch's global generator is left as it is.
 
     With a folder, simulations, features and checkpoints are kept there. After a crash or a kill at any moment the same call
     goes on and ends with the same bits as if nothing had happened; once it is finished, it returns at once. The simulator
@@ -83,7 +86,7 @@ def fit(
         epochs: How often to go through all pairs; the learning rate falls to 0 over them.
         learning_rate: Of AdamW at its highest.
         validation: The part of the θ to hold out, in (0, 1); never more than 131,072 rows.
-        patience: Epochs without a lower validation loss after which to stop.
+        patience: Successive epochs with a validation loss clearly above its lowest value after which to stop.
         initialise: Whether to draw the layers' weights anew; False begins with those that the modality has, as a summary
             with weights from elsewhere needs.
         folder: Where to keep everything; new, or left by the same call.
@@ -116,7 +119,7 @@ def fit(
         >>> def simulate(theta, generator):
         ...     return 3.0 * theta + torch.randn(theta.shape, generator=generator)
         >>> line, prior = Line(), ParameterSpace([Parameter("t", Uniform(-1.0, 1.0))])
-        >>> training = fit(line, prior=prior, simulate=simulate, simulations=5000, epochs=20, learning_rate=0.02)
+        >>> training = fit(line, prior=prior, simulate=simulate, simulations=10_000, epochs=20, learning_rate=0.02)
         >>> training.status
         'converged'
         >>> theta = torch.tensor([[0.5]], dtype=torch.float64, requires_grad=True)
@@ -131,6 +134,8 @@ def fit(
     place = None if folder is None else Path(folder)
     with locked(place) if place else nullcontext(), _undone_on_error(loss), torch.enable_grad():
         before = loss.copies()
+        if prior is not None or hasattr(modality, "training_prior"):  # which its standardise may need
+            modality.training_prior = None if prior is None else subspace(prior, modality.parameter_names)  # pyright: ignore
         if initialise:
             with seeded(seed, Purpose.WEIGHTS):
                 loss.redraw()
@@ -144,7 +149,6 @@ def fit(
             with small_work(batch * max(max(w.shape, default=1) for w in loss.weights)):
                 training = _train(loss, source, pool, settings, validation, memory, place, progress)
         modality.to(torch.float64).eval()
-    modality.training_prior = None if prior is None else subspace(prior, modality.parameter_names)  # pyright: ignore
     if training.status == "failed":
         warnings.warn(f"training {loss.name} failed: {training.reason}", stacklevel=2)
     return training
@@ -161,7 +165,7 @@ def _train(
     progress: bool | None,
 ) -> Training:
     batches = Batches(pool, len(loss.modality.parameter_names), validation, settings.batch, memory, settings.seed)
-    constant = _standardise(loss, batches)
+    constant, features, theta = _standardise(loss, batches)
     run = Optimisation(loss, batches, settings, load_state(folder) if folder else None)
     ending, saved = None, time.monotonic()
     with progress_bar(progress, "training", settings.epochs) as update:
@@ -187,38 +191,51 @@ def _train(
         unit=loss.unit,
     )
     if folder:
-        save_finished(folder, state.best, asdict(training))
+        few = slice(None, _KEPT_ROWS)
+        save_finished(folder, Finished(state.best, features[few].clone(), theta[few].clone(), asdict(training)))
     return training
 
 
 def _finished(folder: Path, identity: dict[str, Any], loss: Loss, before: dict[str, Tensor]) -> Training | None:
     """What a run that has ended left in the folder; TrainingError where the folder belongs to another run."""
     differences, found = claim(folder, identity), load_finished(folder)
-    if differences == ["weights"] and found is not None:  # the very modality that was trained there, given once more
-        same = all(torch.equal(before[name].double(), value.double()) for name, value in found[0].items())
+    if found is not None and set(differences) <= {"weights", "configuration"}:  # perhaps what was trained there itself
+        same = before.keys() == found.weights.keys()
+        same = same and all(torch.equal(before[name].double(), t.double()) for name, t in found.weights.items())
         differences = [] if same else differences
     if differences:
         refuse(folder, differences, identity)
     if found is None:
         return None
-    loss.load(found[0])
-    record: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in found[1].items()}
+    _tell(loss, found.features, found.theta)
+    loss.load(found.weights)
+    record: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in found.record.items()}
     return Training(**record)
 
 
-def _standardise(loss: Loss, batches: Batches) -> tuple[int, ...]:
-    """Give the modality the means and spreads of its training data; which features are constant."""
-    modality: Any = loss.modality
-    trained_summary = loss.summary is not None and not loss.frozen
+def _tell(loss: Loss, features: Tensor, theta: Tensor) -> None:
+    """Have the modality standardise itself, where it can."""
+    standardise = getattr(loss.modality, "standardise", None)
+    if callable(standardise):
+        standardise(features, theta)
+
+
+def _standardise(loss: Loss, batches: Batches) -> tuple[tuple[int, ...], Tensor, Tensor]:
+    """Give the modality the means and spreads of its training data.
+
+    Returns:
+        Which entries of what is kept are constant, and the features and θ that it was given.
+    """
+    modality = loss.modality
     numbers = batches.validation[0].kept[0].numel()
-    most = min(_SAMPLE_OF_SUMMARY if trained_summary else _SAMPLE, max(1000, _SAMPLE_NUMBERS // max(1, numbers)))
+    most = min(_SAMPLE_OF_SUMMARY if loss.trains_summary else _SAMPLE, max(1000, _SAMPLE_NUMBERS // max(1, numbers)))
     kept, theta = batches.sample(most)
     for name, low, high in zip(modality.parameter_names, theta.amin(0).tolist(), theta.amax(0).tolist(), strict=True):
         if low == high:
             raise TrainingError(
                 f"θ must vary in what a scalar is trained on, got {name} = {low:g} throughout; leave it out"
             )
-    rows = kept.flatten(1)
+    rows = kept.reshape(len(kept), -1)
     constant = (rows.amax(0) == rows.amin(0)).nonzero().flatten().tolist()
     if len(constant) == rows.shape[1]:
         what = "every feature of the frozen summary" if loss.frozen else "every entry of x"
@@ -226,9 +243,9 @@ def _standardise(loss: Loss, batches: Batches) -> tuple[int, ...]:
             f"x must vary with θ, got a constant in {what} over {len(rows)} rows (feature 0 is always {rows[0, 0]:g}): the "
             "simulator does not depend on anything; look at what it returns"
         )
-    if callable(getattr(modality, "standardise", None)) and callable(getattr(modality, "raw_features", None)):
-        modality.standardise(kept if loss.frozen else loss.features(kept), theta)
-    return tuple(constant)
+    features = loss.features(kept) if callable(getattr(modality, "raw_features", None)) and not loss.frozen else kept
+    _tell(loss, features, theta)
+    return tuple(constant), features, theta
 
 
 def _source(
@@ -301,12 +318,18 @@ def _curves(state: State) -> str:
 
 @contextmanager
 def _undone_on_error(loss: Loss) -> Iterator[None]:
-    """Put weights, buffers and modes back where the block raises."""
-    tensors, modes = loss.copies(), [(m, m.training) for m in loss.modality.modules()]
+    """Put weights, buffers, modes, configuration and prior back where the block raises."""
+    modality: Any = loss.modality
+    tensors, modes = loss.copies(), [(m, m.training) for m in modality.modules()]
+    known = modality.configuration
+    prior = getattr(modality, "training_prior", None)
     try:
         yield
     except BaseException:
         loss.load(tensors)
+        modality._configuration = known
+        if hasattr(modality, "training_prior"):
+            modality.training_prior = prior
         for module, training in modes:
             module.training = training
         raise

@@ -123,8 +123,9 @@ class Learnable(Modality):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The widest floating dtype of its weights; that of its scales where it has none."""
-        found = {w.dtype for w in self.parameters() if w.is_floating_point()}
+        """The widest floating dtype of its weights beside those of the summary; that of its scales where it has none."""
+        own = (w for name, w in self.named_parameters() if not name.startswith("summary."))
+        found = {w.dtype for w in own if w.is_floating_point()}
         return max(found, key=lambda d: torch.finfo(d).bits) if found else self.theta_scale.dtype
 
     def log_evidence(self, x: Tensor, theta: Tensor) -> Tensor:
@@ -166,7 +167,7 @@ class Learnable(Modality):
         return self.summary(x.to(self._summary_dtype(x.dtype)))
 
     def standard_features(self, raw: Tensor) -> Tensor:
-        """(f − centre) / scale, (n, F), in the dtype of the weights."""
+        """(raw − centre) / scale, (n, F), in the dtype of the weights."""
         return ((raw - self.feature_centre) / self.feature_scale).to(self.dtype)
 
     def standard_theta(self, theta: Tensor) -> Tensor:

@@ -54,20 +54,17 @@ class Loss:
             )
         self.device = self.weights[0].device
         self._dtype = modality.dtype
-
-    @property
-    def summary(self) -> nn.Module | None:
-        """Its summary, where it is a Learnable that has one."""
-        return self.modality.summary if isinstance(self.modality, Learnable) else None
+        learnable = [(name, m) for name, m in modality.named_modules() if isinstance(m, Learnable)]
+        self.trains_summary = any(m.summary is not None and not m.frozen_summary for _, m in learnable)
+        frozen = [(name, m.summary) for name, m in learnable if m.summary is not None and m.frozen_summary]
+        self._left_alone = tuple(f"{name}.summary.".lstrip(".") for name, _ in frozen)
+        self._frozen = [summary for _, summary in frozen]
 
     def keep(self, x: Tensor) -> Tensor:
         """What training needs of x (n, N, *event_shape): (n, N, *event_shape) or features (n, N, F)."""
         if self.frozen:
             return self.features(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        if self.summary is not None and x.dtype == torch.float64:
-            own = (*self.summary.parameters(), *self.summary.buffers())
-            return x.to(next((t.dtype for t in own if t.is_floating_point()), x.dtype))
-        return x
+        return x.to(self._dtype) if self.trains_summary else x  # a network rounds it; standardising comes first
 
     def features(self, x: Tensor) -> Tensor:
         """The raw features (n, F) of rows x, without a graph and with every layer in evaluation mode."""
@@ -97,10 +94,16 @@ class Loss:
         """A generator where the weights are."""
         return torch.Generator(device=self.device).manual_seed(seed)
 
+    def train_mode(self) -> None:
+        """Training mode for all but frozen summaries."""
+        self.modality.train()
+        for summary in self._frozen:
+            summary.eval()
+
     def tensors(self) -> dict[str, Tensor]:
-        """All weights and buffers by name, but those of a frozen summary: what training may change."""
+        """All weights and buffers by name, but those of frozen summaries: what training may change."""
         named = (*self.modality.named_parameters(), *self.modality.named_buffers())
-        return {name: t for name, t in named if not (self.frozen and name.startswith("summary."))}
+        return {name: t for name, t in named if not name.startswith(self._left_alone)}
 
     def copies(self) -> dict[str, Tensor]:
         """Copies of :meth:`tensors` for :meth:`load`."""

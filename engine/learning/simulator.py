@@ -46,19 +46,21 @@ class Draws:
 class Purpose(IntEnum):
     """What the random numbers of a training run are for; each purpose has streams of its own.
 
+    They begin at 100, so that no one else who numbers streams from 0 meets them.
+
     Example:
         >>> generator_of(0, Purpose.THETA, 3).initial_seed() == generator_of(0, Purpose.SIMULATION, 3).initial_seed()
         False
     """
 
-    THETA = 0
-    SIMULATION = 1
-    WEIGHTS = 2
-    SPLIT = 3
-    SHUFFLE = 4
-    LOSS = 5
-    LAYERS = 6
-    VALIDATION = 7
+    THETA = 100
+    SIMULATION = 101
+    WEIGHTS = 102
+    SPLIT = 103
+    SHUFFLE = 104
+    LOSS = 105
+    LAYERS = 106
+    VALIDATION = 107
 
 
 def seed_of(seed: int, *path: int) -> int:

@@ -38,7 +38,8 @@ class Training:
         losses: The mean training loss of each epoch, while the weights were changing.
         validation_losses: The mean loss of the held-out pairs after each epoch.
         initial_loss: The same before the first epoch.
-        best_epoch: After how many epochs the weights that were kept were found; 0 for those that it began with.
+        best_epoch: After how many epochs the weights that were kept were found; 0 for those that it began with. They are
+            the last ones, unless those were clearly worse than the best before.
         simulations: θ that were simulated or given, those left out among them.
         excluded: θ that were left out because something of theirs was NaN or infinite.
         held_out: θ that only the validation loss has seen.

@@ -22,7 +22,7 @@ def train():
                 torch.nn.utils.clip_grad_norm_(modality.parameters(), 5.0)
                 optimiser.step()
                 schedule.step()
-        return modality.eval()
+        return modality.eval().requires_grad_(False)
 
     return run
 
