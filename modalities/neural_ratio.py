@@ -18,7 +18,7 @@ References:
     | Cranmer, Pavez, Louppe (2015), https://arxiv.org/abs/1506.02169; Hermans, Begy, Louppe (2020),
       https://arxiv.org/abs/1903.04057: the ratio by binary classification
     | Durkan, Murray, Papamakarios (2020), https://arxiv.org/abs/2002.03712: contrastive learning of it
-    | Miller, Weniger, Forré (2022), https://arxiv.org/abs/2210.06170: with the class "none", equation 7
+    | Miller, Weniger, Forré (2022), https://arxiv.org/abs/2210.06170: with the class "none"
     | Delaunoy, Hermans, Rozet, Wehenkel, Louppe (2022), https://arxiv.org/abs/2208.13624: balanced
 """
 

@@ -6,9 +6,9 @@ with t the part of all epochs that is done. Everything after a checkpoint is a f
 and the data, so that a run that was killed ends with the same bits.
 
 Which weights are kept. The lowest of many validation losses is low by luck, too: of weights that move about an optimum
-it picks those nearest to the optimum of the held-out rows, which in a linear model cost a score that was off by nine
-standard errors. So the last weights are kept, which the falling learning rate has brought to rest, unless their loss
-is above the lowest by more than two standard errors of the difference, over held-out batches. Likewise training stops
+it picks those that suit the held-out rows, a tenth of the data, and their scores are off by what a tenth of the data
+cannot tell. So the last weights are kept, which the falling learning rate has brought to rest, unless their loss is
+above the lowest by more than three standard errors of the difference, over held-out batches. Likewise training stops
 early when the validation loss has been above its lowest value by that much for a while, and not on a plateau.
 
 References:
@@ -38,7 +38,7 @@ __all__: list[str] = []
 _WARM_UP = 0.05
 _WEIGHT_DECAY = 0.01
 _LARGEST_GRADIENT = 5.0
-_CLEAR = 2.0  # standard errors
+_CLEAR = 3.0  # standard errors: the lowest of many losses is one or two too low by luck
 _FLAT = 0.1  # of the whole fall of the validation loss: what the second half of the epochs may bring at most
 
 
