@@ -278,7 +278,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tasks", nargs="*", default=list(PUBLISHED_NLE))
     parser.add_argument("--simulations", type=int, nargs="*", default=[1000, 10_000])
-    parser.add_argument("--compared", type=int, default=5000, help="draws on either side of the test")
+    parser.add_argument("--compared", type=int, default=2500, help="draws on either side of the test")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()

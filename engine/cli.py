@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from zipfile import BadZipFile
@@ -20,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from engine.admission import Admission
     from engine.registry import Registry
 
 __all__ = ["app", "main"]
@@ -53,7 +55,7 @@ def main() -> None:
         Traceback (most recent call last):
         SystemExit: 2
     """
-    from engine.errors import EvidenceError
+    from engine.errors import EvidenceError, UntrustedError
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow small algebra a hundredfold
     try:
@@ -61,6 +63,8 @@ def main() -> None:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except UntrustedError as error:
+        _refuse(f"{error} (on the command line, --trust)")
     except EvidenceError as error:
         _refuse(str(error))
     except (OSError, ValueError, MemoryError, BadZipFile) as error:
@@ -76,7 +80,11 @@ def _refuse(message: str) -> None:
 
 def _safe(text: str) -> str:
     """Text from a file for a terminal: no markup, no control characters."""
-    return escape("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text))
+    return escape(_printable(text))
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _console() -> Console:
@@ -200,13 +208,16 @@ def _finite(block: dict[str, Any]) -> dict[str, Any]:
 def show(
     name: Annotated[str, typer.Argument(help="The plugin.")], workspace: Workspace = Path("."), as_json: AsJson = False
 ) -> None:
-    """Show what a plugin is, without running any of its code."""
+    """Show what a plugin is and what it may be trusted for, without running any of its code."""
+    from engine.admission import Admission, read_admission
     from engine.arrays import array_headers
-    from engine.plugin import describe
+    from engine.plugin import describe, read_certificate
 
     registry = _open(workspace)
     folder = registry.folder(name)
     entry, info = registry.plugins[name], describe(folder)
+    found = read_certificate(folder)
+    admission = Admission(None) if found is None else read_admission(found, name)
     x = array_headers(folder / "observations.zarr")["x"].shape if info.has_observations else None
     versions = [e for e in registry.history if e.name == name]
     if as_json:
@@ -218,9 +229,10 @@ def show(
                     "event_shape": list(info.event_shape),
                     "parameter_units": dict(info.parameter_units),
                     "versions": dict(info.versions),
-                    "certificate": info.certificate,
                     "brings_code": info.has_code,
                 },
+                "certificate": _certificate(admission),
+                "forced": admission.forced or None,
                 "observations": list(x) if x else None,
                 "history": len(versions),
             }
@@ -237,14 +249,36 @@ def show(
         "appended": entry.appended.isoformat()
         + (f" (version {len(versions)}, supersedes {len(versions) - 1})" if len(versions) > 1 else ""),
         "brings code": "yes: read code.py before you use --trust" if info.has_code else "no",
-        "certificate": "below" if registry.certificate(name) else "none",
+        "certificate": "below" if admission.certificate else "none",
+        **({"admitted by force": admission.forced} if admission.forced else {}),
         "made with": ", ".join(f"{k} {v}" for k, v in info.versions.items()),
         "configuration": "\n".join(f"{k} = {_tidy(v)}" for k, v in info.configuration.items()),
     }
     for key, value in rows.items():
         table.add_row(f"[bold]{key}[/]", _safe(value))
-    certificate = registry.certificate(name)
-    _print(table, *([] if certificate is None else ["", _safe(str(certificate))]))
+    _print(table)
+    if admission.certificate is not None:
+        print(f"\n{_printable(str(admission.certificate))}")
+
+
+def _certificate(admission: Admission) -> dict[str, Any] | None:
+    c = admission.certificate
+    if c is None:
+        return None
+    return {
+        "passed": c.passed,
+        "calibrated": c.calibrated,
+        "source": c.source,
+        "simulations": c.simulations,
+        "excluded": c.excluded,
+        "seed": c.seed,
+        "summary": _numbers(c.summary()),
+        "checks": [_numbers(dataclasses.asdict(check)) for check in c.checks],
+    }
+
+
+def _numbers(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _number(value) if isinstance(value, float) else value for key, value in table.items()}
 
 
 def _tidy(value: Any) -> str:
@@ -282,11 +316,14 @@ def append(
     force: Force = "",
     trust: Trust = False,
 ) -> None:
-    """Append a plugin; nothing already there is touched."""
+    """Append a plugin, with the certificate that its folder has; nothing already there is touched."""
+    from engine.errors import RegistryError
     from engine.specification import read_specification
 
     registry = _open(workspace, trust)
     plugin = read_specification(spec, trust=trust)
+    if plugin.training is not None:
+        raise RegistryError(f"{spec} is of a plugin that is yet to be trained; do that with: evidence train {spec}")
     entry = registry.append(
         name,
         plugin.modality,
@@ -311,40 +348,42 @@ def train(
     as_json: AsJson = False,
     trust: Trust = False,
 ) -> None:
-    """Train, calibrate, certify and append learned plugins, each alone; one that was stopped goes on."""
+    """Train, calibrate, certify and append learned plugins, each by itself; those that were stopped go on.
+
+    Exit status 2 if any was not appended; the others are.
+    """
     from engine.learning.job import Trained, run_jobs
 
-    def report(trained: Trained) -> None:
-        if as_json:
-            return
-        print(f"{trained.name}:")
-        certificate = trained.certificate
-        _print(_safe(str(trained.training)), _safe("no certificate" if certificate is None else str(certificate)))
+    found: list[Trained] = []
 
-    found = run_jobs(
-        files,
-        workspace,
-        trust=trust,
-        workers=workers,
-        scheduler=scheduler,
-        force=force,
-        supersede=supersede,
-        done=report,
-    )
-    if as_json:
-        _print_json(
-            [
-                {
-                    "name": t.name,
-                    "training": t.training.to_dict(),
-                    "certificate": None if t.certificate is None else t.certificate.summary(),
-                }
-                for t in found
-            ]
+    def report(trained: Trained) -> None:
+        found.append(trained)
+        if not as_json:
+            none = "no certificate: every estimate will say so; ask for one by certify or held_out in [training]"
+            certificate = none if trained.certificate is None else str(trained.certificate)
+            print(_printable(f"{trained.name}: {trained.training}\n{certificate}"))
+
+    try:
+        run_jobs(
+            files,
+            workspace,
+            trust=trust,
+            workers=workers,
+            scheduler=scheduler,
+            force=force,
+            supersede=supersede,
+            done=report,
         )
-    else:
-        print(f"appended {', '.join(t.name for t in found)}; digest {_open(workspace, trust).digest}")
-    raise typer.Exit(0 if all(t.training.status != "failed" for t in found) else 1)
+    finally:
+        if found and as_json:
+            _print_json([_trained(t) for t in found])
+        elif found:
+            print(f"in the registry: {', '.join(t.name for t in found)}; digest {_open(workspace).digest}")
+
+
+def _trained(trained: Any) -> dict[str, Any]:
+    certificate = None if trained.certificate is None else _numbers(trained.certificate.summary())
+    return {"name": trained.name, "training": trained.training.to_dict(), "certificate": certificate}
 
 
 @app.command()

@@ -16,13 +16,18 @@ A plugin is a TOML file::
     kind = "linear"                          # or simplex, positive_semidefinite, ball
     coefficients = { mu = 1.0, nu = -1.0 }
     lower = 0.0
+    [training]                               # of a learned plugin: see engine.learning.job
+
+Paths are relative to the TOML file; ``..`` and absolute ones lead elsewhere, as the file is its reader's own. A list of
+numbers is an array, but whole numbers for an argument that takes such (``hidden: Sequence[int]``) stay whole.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +39,10 @@ import torch.distributions as td
 from engine.admission import read_admission
 from engine.certificate.certificate import Certificate
 from engine.constraints import Linear, SpaceConstraint, constraint_from_toml
-from engine.errors import EvidenceError, ModalityError, ParameterError, RegistryError
+from engine.errors import EvidenceError, ModalityError, ParameterError, RegistryError, UntrustedError
 from engine.factories import resolve
 from engine.files import parse_toml, read_bytes
+from engine.learning.simulator import seeded
 from engine.modality import Modality
 from engine.parameter import Parameter
 from engine.plugin import describe, read_certificate, read_observations, read_plugin
@@ -61,6 +67,7 @@ _SIGNS = {"<=": "≤", ">=": "≥", "==": "="}
 _NUMBER = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 _NAME = r"[^\W0-9][^\s+\-−*<>=≤≥]*"
 _FIELDS = {"factory", "configuration", "observations", "parameter", "constraint", "training"}
+_WHOLE = re.compile(r"\b(?:Sequence|Iterable|list|List|tuple|Tuple)\[int\b")
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,7 @@ class PluginSpecification:
         observations: Its own data, shape (N, *event_shape); None where it has none.
         constraints: What parameters must satisfy together.
         certificate: What was found of a learned one, where it comes from a plugin's folder.
+        training: The table ``[training]`` of one that is yet to be trained; None where there is none.
 
     Example:
         >>> from modalities import Gaussian
@@ -86,6 +94,7 @@ class PluginSpecification:
     observations: Any
     constraints: tuple[SpaceConstraint, ...] = ()
     certificate: Certificate | None = None
+    training: Mapping[str, Any] | None = None
 
 
 def parse_parameter(text: str) -> Parameter:
@@ -279,29 +288,49 @@ def read_specification(path: Path, *, trust: bool = False) -> PluginSpecificatio
     table = read_table(path)
     parameters = tuple(Parameter.from_toml(b) for b in _blocks(table, "parameter", path))
     constraints = tuple(constraint_from_toml(b) for b in _blocks(table, "constraint", path))
+    for name in ("configuration", "observations", "training"):
+        if not isinstance(table.get(name, {}), Mapping):
+            raise RegistryError(f"{path}: '{name}' is written as a table, [{name}], got {table[name]!r:.100}")
     if not isinstance(table.get("factory"), str):
         raise RegistryError(f'{path} needs factory = "package.module:Class", got {table.get("factory")!r}')
-    factory: Callable[..., Any] = resolve(table["factory"], "modality", trust=trust)
-    counts = _counts(factory)
-    configuration = {
-        name: value if name in counts else _value(value, path.parent, trust)
-        for name, value in table.get("configuration", {}).items()
-    }
+    with _naming(path):
+        factory: Callable[..., Any] = resolve(table["factory"], "modality", trust=trust)
+        whole = _takes_whole_numbers(factory)
+        configuration = {
+            name: value if name in whole and _all_whole(value) else _value(value, path.parent, trust)
+            for name, value in table.get("configuration", {}).items()
+        }
+        try:
+            with seeded(0):  # initial weights, if any, are the same at every reading
+                modality = factory(**configuration)
+        except EvidenceError:
+            raise
+        except Exception as error:
+            raise ModalityError(f"{table['factory']} cannot be built from the configuration: {error}") from error
+        x = table.get("observations", {}).get("x")
+        observations = None if x is None else _value(x, path.parent, trust)
+    return PluginSpecification(modality, parameters, observations, constraints, training=table.get("training"))
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What is refused in the block is said to be of this file."""
     try:
-        modality = factory(**configuration)
-    except EvidenceError:
-        raise
-    except Exception as error:
-        raise ModalityError(f"{table['factory']} cannot be built from the configuration in {path}: {error}") from error
-    x = table.get("observations", {}).get("x")
-    observations = None if x is None else _value(x, path.parent, trust)
-    return PluginSpecification(modality, parameters, observations, constraints)
+        yield
+    except UntrustedError as error:
+        raise UntrustedError(f"{path}: {error}") from error
+    except ModalityError as error:
+        raise ModalityError(f"{path}: {error}") from error
 
 
-def _counts(factory: Callable[..., Any]) -> set[str]:
-    """The arguments of a factory that are whole numbers, such as sizes, and stay a list of them."""
+def _takes_whole_numbers(factory: Callable[..., Any]) -> set[str]:
+    """The arguments of a factory that take a sequence of whole numbers, such as sizes; annotations may be text."""
     parameters = inspect.signature(factory).parameters.values()
-    return {p.name for p in parameters if str(p.annotation).startswith(("Sequence[int]", "tuple[int"))}
+    return {p.name for p in parameters if _WHOLE.search(str(p.annotation))}
+
+
+def _all_whole(value: Any) -> bool:
+    return isinstance(value, list) and all(type(v) is int for v in value)
 
 
 def _value(value: Any, folder: Path, trust: bool) -> Any:

@@ -113,9 +113,17 @@ class Certificate:
         root = self.variance.root(theta)
         delta = (root.mT @ self.mean.at(theta)[..., None])[..., 0]
         noise = (root.mT @ self.mean.error(theta) @ root).diagonal(dim1=-2, dim2=-1).sum(-1)
-        beyond = self.excess if self.excess > 2.0 * self.excess_error else 0.0
-        unseen = 0.0 if math.isnan(self.excess_error) else self.excess_error  # what the points cannot tell of the rest
-        return (delta.square().sum(-1) - noise).clamp_min(0.0) + beyond, noise.clamp_min(unseen)
+        return (delta.square().sum(-1) - noise).clamp_min(0.0) + self.beyond, noise.clamp_min(self.unseen)
+
+    @property
+    def beyond(self) -> float:
+        """What δᵀK⁻¹δ is known to be beyond the field, on average; 0 where that is no more than noise."""
+        return self.excess if self.excess > 2.0 * self.excess_error else 0.0
+
+    @property
+    def unseen(self) -> float:
+        """What the points of the simulations cannot tell of δᵀK⁻¹δ beyond the field; 0 where nobody looked."""
+        return 0.0 if math.isnan(self.excess_error) else self.excess_error
 
     def n_max(self, kappa: float = KAPPA, theta: Tensor | Mapping[str, float] | None = None) -> float:
         """How many observations the scalar carries before its bias passes κ standard errors of the estimate.
@@ -222,7 +230,7 @@ class Certificate:
             excess_error=float(table["excess_error"]),
             curvature=bool(table["curvature"]),
             checks=tuple(Check(**dict(block)) for block in table["checks"]),
-            domain=None if domain is None else Domain.from_plain(domain),
+            domain=None if domain is None else Domain.from_plain(space, domain),
         )
 
     def summary(self) -> dict[str, float]:

@@ -1,20 +1,25 @@
 r"""Where a learned scalar was trained: the box of its prior, and how far an observation lies from its simulations.
 
 The score of an observation is its distance to the k-th nearest of a reference sample of simulations, in whitened
-features; what it means is its rank among the scores of other simulations, so that no density is assumed.
+features; what it means is its rank among the scores of other simulations, so that no density is assumed. Observations of
+one θ at the edge of the prior are rarer among those simulations than others: what fraction of them lies in their tail is
+known as a function of θ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from scipy import stats
 from torch import Tensor
 
+from engine.certificate.basis import degrees
+from engine.certificate.fields import MeanField, fit_mean
 from engine.modality import Modality
+from engine.parameters import ParameterSpace
 
 __all__ = ["Domain"]
 
@@ -23,6 +28,7 @@ _NEIGHBOUR = 5
 _FEATURES = 16  # principal components; beyond them distances say little
 _TAIL = 0.01
 _LEVEL = 1e-4  # the chance of a false alarm for data of the training distribution
+_NUMBERS = 2**22  # of data whose features are computed together
 _FAR = 3.0  # times the farthest simulation: outside whatever the numbers
 
 
@@ -35,6 +41,8 @@ class Domain:
         whiten: Features less centre -> components, shape (F, C).
         references: Shape (R, C).
         scores: Of other simulations, ascending, shape (S,).
+        farthest: The highest score of any simulation that was looked at.
+        tail: θ -> the fraction of its observations beyond 99 % of ``scores``; None where that is not known.
 
     Example:
         >>> from modalities import Gaussian
@@ -49,6 +57,8 @@ class Domain:
     whiten: Tensor
     references: Tensor
     scores: Tensor
+    farthest: float = 0.0
+    tail: MeanField | None = None
 
     @classmethod
     def of(cls, modality: Modality, x: Tensor) -> Domain:
@@ -67,7 +77,30 @@ class Domain:
         rows = (features - centre) @ whiten
         half = len(rows) // 2
         found = cls(centre, whiten, rows[:half], torch.zeros(0, dtype=torch.float64))
-        return cls(centre, whiten, rows[:half], found._distance(rows[half:]).sort().values)
+        scores = found._distance(rows[half:]).sort().values
+        return cls(centre, whiten, rows[:half], scores, float(scores[-1]))
+
+    def along(self, modality: Modality, space: ParameterSpace, theta: Tensor, x: Tensor) -> Domain:
+        """The same, with the tail of its observations as a function of θ.
+
+        Arguments:
+            modality: Whose features are used.
+            space: Its parameters.
+            theta: Shape (n, P).
+            x: Simulations made there, shape (n, *event_shape).
+        """
+        distance = self._distance(self._whitened(modality, x))
+        tried = degrees(len(space), max(1, len(x) // 100))
+        tail = fit_mean(space, theta, (distance > self._edge)[:, None].double(), tried=tried)
+        return replace(self, tail=tail, farthest=max(self.farthest, float(distance.max())))
+
+    @property
+    def _edge(self) -> Tensor:
+        return torch.quantile(self.scores, 1 - _TAIL)
+
+    def _whitened(self, modality: Modality, x: Tensor) -> Tensor:
+        step = max(1, _NUMBERS // max(1, x[:1].numel()))
+        return torch.cat([(_features(modality, part) - self.centre) @ self.whiten for part in x.split(step)])
 
     def _distance(self, rows: Tensor) -> Tensor:
         k = min(_NEIGHBOUR, len(self.references))
@@ -81,37 +114,46 @@ class Domain:
             modality: Whose features are used.
             x: Shape (n, *event_shape).
         """
-        distance = self._distance((_features(modality, x) - self.centre) @ self.whiten)
+        distance = self._distance(self._whitened(modality, x))
         return torch.searchsorted(self.scores, distance).double() / len(self.scores)
 
-    def outside(self, modality: Modality, x: Tensor) -> tuple[bool, str]:
+    def outside(self, modality: Modality, x: Tensor, theta: Tensor | None = None) -> tuple[bool, str]:
         """Whether observations x (n, *event_shape) are no draws of the training distribution, and why in words.
 
         Arguments:
             modality: Whose features are used.
             x: One data set.
+            theta: Where they come from, shape (P,), if anyone knows; from anywhere in the prior by default.
         """
-        distance = self._distance((_features(modality, x) - self.centre) @ self.whiten)
-        far = float(distance.max() / self.scores[-1])
-        if far > _FAR:
+        distance = self._distance(self._whitened(modality, x))
+        far = float(distance.max()) / self.farthest
+        if not far <= _FAR:
             return (
                 True,
                 f"observation {int(distance.argmax())} lies {far:.3g} times as far from its training simulations as any of them",
             )
-        many = int((distance > torch.quantile(self.scores, 1 - _TAIL)).sum())
-        chance = float(stats.binom.sf(many - 1, len(x), 2 * _TAIL)) if many else 1.0
+        many = int((distance > self._edge).sum())
+        expected = 2 * _TAIL
+        if self.tail is not None and theta is not None:
+            known, error = float(self.tail.at(theta[None])[0, 0]), float(self.tail.error(theta[None])[0, 0, 0]) ** 0.5
+            expected = min(1.0, max(expected, 1.5 * known + 3.0 * error))
+        chance = float(stats.binom.sf(many - 1, len(x), expected)) if many else 1.0
         if chance < _LEVEL:
             return True, f"{many} of {len(x)} observations lie outside 99 % of its training simulations"
         return False, ""
 
     def to_plain(self) -> dict[str, Any]:
-        """Tensors by name; :meth:`from_plain` reads them back."""
-        return {"centre": self.centre, "whiten": self.whiten, "references": self.references, "scores": self.scores}
+        """Plain values and tensors by name; :meth:`from_plain` reads them back."""
+        names = ("centre", "whiten", "references", "scores", "farthest")
+        table = {name: getattr(self, name) for name in names}
+        return table if self.tail is None else {**table, "tail": self.tail.to_plain()}
 
     @classmethod
-    def from_plain(cls, table: Mapping[str, Any]) -> Domain:
-        """What :meth:`to_plain` gave, ``table``."""
-        return cls(*(table[name].double() for name in ("centre", "whiten", "references", "scores")))
+    def from_plain(cls, space: ParameterSpace, table: Mapping[str, Any]) -> Domain:
+        """What :meth:`to_plain` gave, ``table``, with the parameters ``space`` that it was found for."""
+        tensors = (table[name].double() for name in ("centre", "whiten", "references", "scores"))
+        tail = table.get("tail")
+        return cls(*tensors, float(table["farthest"]), None if tail is None else MeanField.from_plain(space, tail))
 
 
 def _features(modality: Modality, x: Tensor) -> Tensor:

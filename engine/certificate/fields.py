@@ -22,6 +22,7 @@ __all__: list[str] = []  # the machinery of certificates
 
 _SUBSET = 50_000  # rows from which a variance field is fitted
 _MOST = 1500  # coefficients of one field
+_PATIENCE = 4  # degrees without a gain that end the search: an even function gains nothing from the odd ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,21 +95,26 @@ def _root(entries: Tensor) -> Tensor:
 
 
 def fit_variance(space: ParameterSpace, theta: Tensor, residual: Tensor) -> VarianceField:
-    """K(θ) of residuals (n, P) of mean 0 at theta (n, P); the degree by the likelihood of every fifth row, held out."""
-    step = max(1, len(theta) // _SUBSET)
-    theta, residual = theta[::step], residual[::step]
-    P, held = residual.shape[1], torch.arange(len(theta)) % 5 == 0
+    """K(θ) of residuals (n, P) of mean 0 at theta (n, P); the degree by the likelihood of every fifth θ, held out."""
+    if len(theta) > _SUBSET:  # any rows but every k-th: θ may come back in cycles
+        rows = torch.randperm(len(theta), generator=torch.Generator().manual_seed(0))[:_SUBSET]
+        theta, residual = theta[rows], residual[rows]
+    P = residual.shape[1]
+    place = torch.unique(theta, dim=0, return_inverse=True)[1]
+    points = int(place.max()) + 1
+    held = place % 5 == 0
     best: tuple[float, int] | None = None
-    choices = [d for d in degrees(len(space), max(1, len(theta) // 100)) if d <= 8]
+    choices = [d for d in degrees(len(space), max(1, min(len(theta) // 100, points // 3))) if d <= 8]
     if len(choices) > 1:
         for degree in choices:
             basis = Basis(space, degree)
             B = basis(theta)
             c = _fit_root(B[~held], residual[~held], P)
             loss = float(_loss(B[held], residual[held], c))
-            if best is not None and loss > best[0]:
+            if best is None or loss < best[0]:
+                best = (loss, degree)
+            elif degree >= best[1] + _PATIENCE:
                 break
-            best = (loss, degree)
     basis = Basis(space, choices[0] if best is None else best[1])
     return VarianceField(basis, _fit_root(basis(theta), residual, P))
 
@@ -122,8 +128,7 @@ def _loss(B: Tensor, e: Tensor, c: Tensor) -> Tensor:
 
 def _fit_root(B: Tensor, e: Tensor, P: int) -> Tensor:
     pooled = e.mT @ e / len(e)
-    floor = 1e-10 * pooled.diagonal().mean().clamp_min(1e-300)
-    pooled = pooled + floor * torch.eye(P, dtype=torch.float64)
+    pooled = pooled + torch.diag((1e-10 * pooled.diagonal()).clamp_min(1e-300))
     # columns in units of the pooled deviation, so that the search starts at an order of 1
     unit = pooled.diagonal().sqrt()
     scaled = e / unit
@@ -195,29 +200,49 @@ def _best(B: Tensor, u: Tensor, root: Tensor | None, sizes: Sequence[int]) -> tu
     Returns i, the coefficients (p, Q) and their covariance (p Q, p Q).
     """
     n, Q = u.shape
+    if root is None:
+        return _best_unweighted(B, u, sizes)
     gram, right, total = normal_equations(B, u, root)
     scores, fits = [], []
     for size in sizes:
         k = size * Q
-        inverse = torch.linalg.pinv(gram[:k, :k], hermitian=True)
+        inverse = pseudo_inverse(gram[:k, :k])
         c = inverse @ right[:k]
-        misfit = float(total - right[:k] @ c)
-        scores.append(misfit / (n * Q) / (1.0 - k / (n * Q)) ** 2)
-        fits.append((c, inverse, misfit))
+        scores.append(float(total - right[:k] @ c) / (1.0 - k / (n * Q)) ** 2)
+        fits.append((c, inverse))
     best = min(range(len(sizes)), key=scores.__getitem__)
-    c, inverse, misfit = fits[best]
-    scale = 1.0 if root is not None else misfit / max(1, n * Q - len(c))
-    return best, c.reshape(-1, Q), scale * inverse
+    c, inverse = fits[best]
+    return best, c.reshape(-1, Q), inverse
 
 
-def normal_equations(B: Tensor, u: Tensor, root: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Σ (B Bᵀ) ⊗ W, Σ B ⊗ W u and Σ uᵀ W u, by function then component."""
+def _best_unweighted(B: Tensor, u: Tensor, sizes: Sequence[int]) -> tuple[int, Tensor, Tensor]:
+    """The same where the components of u have one covariance everywhere, which is estimated."""
+    n, Q = u.shape
+    gram, right, total = B.mT @ B, B.mT @ u, u.mT @ u
+    unit = total.diagonal().clamp_min(1e-300)
+    scores, fits = [], []
+    for size in sizes:
+        inverse = pseudo_inverse(gram[:size, :size])
+        c = inverse @ right[:size]
+        misfit = total - right[:size].mT @ c
+        scores.append(float((misfit.diagonal() / unit).mean()) / (1.0 - size / n) ** 2)
+        fits.append((c, inverse, misfit / max(1, n - size)))
+    best = min(range(len(sizes)), key=scores.__getitem__)
+    c, inverse, spread = fits[best]
+    return best, c, torch.einsum("pq,ab->paqb", inverse, spread).reshape(len(c) * Q, len(c) * Q)
+
+
+def pseudo_inverse(matrix: Tensor, rtol: float | None = None) -> Tensor:
+    """Of symmetric matrices (*, k, k), scaled to a unit diagonal: what counts as singular does not depend on units."""
+    size = matrix.diagonal(dim1=-2, dim2=-1).abs().sqrt()
+    unit = torch.where(size > 0, 1.0 / size.clamp_min(1e-150), 1.0)
+    outer = unit[..., :, None] * unit[..., None, :]
+    return torch.linalg.pinv(matrix * outer, rtol=rtol, hermitian=True) * outer
+
+
+def normal_equations(B: Tensor, u: Tensor, root: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Σ (B Bᵀ) ⊗ W, Σ B ⊗ W u and Σ uᵀ W u for W = R Rᵀ of ``root`` (n, Q, Q), by function then component."""
     p, Q = B.shape[1], u.shape[1]
-    if root is None:
-        inner = torch.einsum("np,nq->pq", B, B)
-        eye = torch.eye(Q, dtype=torch.float64)
-        gram = torch.einsum("pq,ab->paqb", inner, eye)
-        return gram.reshape(p * Q, p * Q), (B.mT @ u).reshape(-1), u.square().sum()
     W = root @ root.mT
     gram = torch.zeros(p, Q, p, Q, dtype=torch.float64)
     for a in range(Q):

@@ -193,7 +193,7 @@ def _array(name: str, values: _Array) -> _Array:
     """The same, without a graph. ObservationError for entries that are no real numbers."""
     if isinstance(values, zarr.Array):
         _refuse_unsafe_codecs(f"pairs/{name}", values)
-    kind = f"{values.dtype}".removeprefix("torch.")
+    kind = str(getattr(values.dtype, "name", values.dtype)).removeprefix("torch.")  # whatever the order of its bytes
     fine = kind in ("float32", "float64") or kind.startswith(("int", "uint"))
     if not fine or len(values.shape) < 1:
         raise ObservationError(

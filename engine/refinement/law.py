@@ -18,7 +18,7 @@ from torch import Tensor
 from engine.certificate.basis import exponents
 from engine.certificate.calibration import Calibrated, paired, simulated_scores
 from engine.certificate.draws import reflected, simulate_blocks
-from engine.certificate.fields import normal_equations
+from engine.certificate.fields import normal_equations, pseudo_inverse
 from engine.certificate.scores import scored_rows
 from engine.errors import ModalityError
 from engine.learning.simulator import Simulate, generator_of
@@ -186,16 +186,15 @@ class SimulatedLaws:
 
         B = functions(z)
         D = functions(ends[0] - reference) - functions(ends[1] - reference)
-        first = torch.linalg.lstsq(B, u).solution
-        residual = u - B @ first
+        residual = u - B @ _least_squares(B, u)
         weight = torch.exp(-0.5 * (z / (_NEAR * unit)).square().sum(-1))
         K = (residual * weight[:, None]).mT @ residual / weight.sum() * (len(u) / max(1, len(u) - len(powers)))
         self._check(K, reference, len(u))
-        apart = difference - D @ torch.linalg.lstsq(D, difference).solution
+        apart = difference - D @ _least_squares(D, difference)
         K_pair = apart.mT @ apart / max(1, len(apart) - len(powers))
         gram, right = _weighted(B, u, K)
         more, beside = _weighted(D, difference, K_pair + 1e-12 * K)
-        inverse = torch.linalg.pinv(gram + more, hermitian=True)
+        inverse = pseudo_inverse(gram + more)
         c = (inverse @ (right + beside)).reshape(len(powers), P)
         scale = (unit**powers).prod(-1)  # back from units of the width
         covariance = inverse.reshape(len(powers), P, len(powers), P) / scale[:, None, None, None] / scale[:, None]
@@ -220,12 +219,17 @@ class SimulatedLaws:
             raise ModalityError(f"plugin '{self.name}': {error}") from error
 
     def _check(self, K: Tensor, reference: Tensor, n: int) -> None:
-        if n < 10 * len(reference) or not bool(torch.linalg.eigvalsh(K)[0] > 1e-12 * K.diagonal().max()):
+        size = K.diagonal().clamp_min(1e-300).sqrt()
+        if n < 10 * len(reference) or not bool(torch.linalg.eigvalsh(K / size / size[:, None])[0] > 1e-12):
             at = ", ".join(f"{v:.4g}" for v in reference.tolist())
             raise ModalityError(
                 f"plugin '{self.name}': the scores of {n} simulations at θ = ({at}) have no variance in some direction: "
                 "the scalar does not depend on all of its parameters there, and cannot be refined"
             )
+
+
+def _least_squares(B: Tensor, u: Tensor) -> Tensor:
+    return pseudo_inverse(B.mT @ B) @ (B.mT @ u)  # torch.linalg.lstsq does not give the same bits every time
 
 
 def _weighted(B: Tensor, u: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,9 +32,9 @@ from engine.search import feasible, nearest, search, starting_points
 
 __all__ = ["Refined", "Refinement", "laws_of", "refine"]
 
-_SCREENED = 200  # observations of a plugin by which starting points are found
+_SCREENED = 100  # observations of a plugin by which starting points are found
 _TRIED = 2000  # the same for the searches that choose between them
-_SCREEN, _POLISH = 256, 8  # points of the prior, and how many of them are climbed from
+_SCREEN, _POLISH = 128, 5  # points of the prior, and how many of them are climbed from
 _TRIES = 4  # separated maxima of a data set that are refined
 _APART = 0.4  # in units of the parameters' scales
 _WORSE = 50.0  # nats below the best raw maximum (of the screened part) that are not worth a try
@@ -42,6 +42,7 @@ _ALIKE = 5.0  # nats of S̃ within which the raw sum decides
 _RIVAL = 3.0  # nats within which another root is worth a word
 _UNLIKE = 1e-2  # the chance of data as unlike those of a root, below which others are looked for
 _EVERYWHERE = 12  # points of the prior to look from
+_TESTED = 0.25  # degrees of freedom below which there is nothing to test
 _NUMBERS = 2**24  # of data in one chunk
 
 
@@ -56,8 +57,8 @@ class Refinement:
         rounds: How many reference points it took.
         converged: Whether θ̂ settled.
         misfit: Plugin -> −2 s̃(θ̂), about χ² with as many degrees of freedom as the plugin has parameters, or fewer.
-        statistic, dof: −2 S̃(θ̂) of all refined scalars, and its degrees of freedom: numbers of scores less parameters that
-            only they fix; a test of fit, and of tension between plugins. 0 degrees where there is nothing to test.
+        statistic, dof: −2 S̃(θ̂) of all refined scalars, and its degrees of freedom: as many as scores, less the parts of θ
+            that they fix; a test of fit, and of tension between plugins. 0 degrees where there is nothing to test.
         rival: Another root nearly as good in the raw sum, by name; empty where there is none.
 
     Example:
@@ -72,7 +73,7 @@ class Refinement:
     converged: bool
     misfit: Mapping[str, float]
     statistic: float
-    dof: int
+    dof: float
     rival: Mapping[str, float]
 
     @property
@@ -247,7 +248,7 @@ def refine(
     """
     fixed = {name: float(value) for name, value in (fixed or {}).items()}
     out: list[tuple[Rows, list[Refinement]]] = []
-    cost = sum(sum(x.numel() for x in data.part(0, 1, _TRIED).x.values()) for _ in range(1))
+    cost = sum(x.numel() for x in data.part(0, 1, _TRIED).x.values())
     chunk = max(1, min(256, _NUMBERS // max(1, cost * _TRIES)))
     for first in range(0, data.count, chunk):
         last = min(first + chunk, data.count)
@@ -306,11 +307,7 @@ def _chunk(
         best, rivals, _ = _choose(raw, tried, search_few.fit(tried, (seed, 3)), space, last - first)
     rows = solver(None).run(torch.arange(last - first), tried.theta[best], simulations, (seed, 2))
     counts = {name: _counts(data, name, first, last) for name in laws}
-    heard_by_others = {p for m in others.values() for p in m.parameter_names} | set(fixed)
-    own = {p for m in learned.values() for p in m.parameter_names} - heard_by_others
-    refinements = [
-        _record(rows, b, laws, learned, counts, 0 if prior else len(own), rivals[b], space) for b in range(last - first)
-    ]
+    refinements = [_record(rows, b, laws, learned, counts, rivals[b], space) for b in range(last - first)]
     return rows, refinements
 
 
@@ -400,13 +397,17 @@ def _record(
     laws: Mapping[str, Laws],
     learned: Mapping[str, Modality],
     counts: Mapping[str, list[int]],
-    free: int,
     rival: dict[str, float],
     space: ParameterSpace,
 ) -> Refinement:
     present = [name for name in laws if counts[name][b]]
     misfit = {name: float(rows.misfit[name][b]) for name in present}
-    scores = sum(len(learned[name].parameter_names) for name in present)
+    # E[−2 S̃] is the number of scores less tr(J C), J the information of the refined scalars and C the covariance of θ̂
+    dof = 0.0
+    for name in present:
+        index = torch.tensor(space.indices(learned[name].parameter_names))
+        L, C = rows.refined[name][b, :, :-1], rows.covariance[b][index[:, None], index]
+        dof += len(index) - float((L.mT @ L @ C).trace())
     return Refinement(
         kinds={name: laws[name].kind for name in present},
         simulations={name: int(rows.simulations[name][b]) for name in present},
@@ -415,6 +416,6 @@ def _record(
         converged=bool(rows.done[b]),
         misfit=misfit,
         statistic=sum(misfit.values()),
-        dof=max(0, scores - free),
+        dof=round(dof, 6) if dof > _TESTED else 0.0,
         rival=rival,
     )

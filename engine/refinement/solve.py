@@ -6,12 +6,14 @@ errors share one, and its simulations.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from engine.certificate.fields import pseudo_inverse
 from engine.certificate.scores import score_rows
 from engine.ensemble import Ensemble
 from engine.evidence import Derivatives, prior_derivatives
@@ -108,7 +110,7 @@ class Solver:
     ) -> None:
         self.space, self.inside, self.idle = space, inside, idle
         self.learned, self.laws, self.exact, self.prior, self.read = learned, laws, exact, prior, read
-        self.columns = {name: torch.tensor(space.indices(m.parameter_names)) for name, m in learned.items()}
+        self.columns = {name: torch.tensor(space.indices(m.parameter_names)) for name, m in sorted(learned.items())}
 
     def run(self, item: Tensor, theta: Tensor, simulations: int, seed: tuple[int, ...]) -> Rows:
         """Searches of data sets ``item`` (R,) from theta (R, P), until each has settled or given up.
@@ -157,11 +159,11 @@ class Solver:
                 same = (rows.item == b) & rows.done
                 same[r] = False
                 at, others = rows.theta[r, index], rows.theta[same][:, index]
-                mean, C, n = laws.expected(at, others, (*seed, sorted(self.columns).index(name)))
+                mean, C, n = laws.expected(at, others, (*seed, _stream(name)))
                 f = features(modality, x, at, None if C is None else others)
                 C = torch.cov(f.T).reshape(f.shape[1], -1) if C is None else C
                 gap = f.mean(0) - mean
-                weight = torch.linalg.pinv(C * (1.0 / len(x) + (1.0 / n if n else 0.0)), rtol=1e-9, hermitian=True)
+                weight = pseudo_inverse(C * (1.0 / len(x) + (1.0 / n if n else 0.0)), 1e-9)
                 total[r] += gap @ weight @ gap
                 dof[r] += len(gap)
         return total, dof
@@ -200,7 +202,7 @@ class Solver:
             stacks_z.append(refined[..., -1])
         L, z = torch.cat(stacks_L, 1), torch.cat(stacks_z, 1)
         top, information, value = self._maximum(L, z, rows.item[live], theta)
-        inverse = torch.linalg.pinv(information, hermitian=True)
+        inverse = pseudo_inverse(information)
         error = inverse.diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()
         free = error > 0
         step = top - theta
@@ -226,7 +228,7 @@ class Solver:
         self, name: str, theta: Tensor, widths: Tensor, groups: Tensor | None, simulations: int, seed: tuple[int, ...]
     ) -> tuple[list[Law], Tensor]:
         """Laws, and which of them each row uses."""
-        source, number = self.laws[name], sorted(self.columns).index(name)
+        source, number = self.laws[name], _stream(name)
         if source.kind != "refined" or groups is None:
             return source.laws(theta, widths, 0, seed), torch.arange(len(theta))
         heads, which = torch.unique(groups, return_inverse=True)
@@ -290,6 +292,11 @@ def _refined(law: Law, mean: Tensor, n: int, at: Tensor) -> Tensor:
         out[:, :P] = root.mT @ slope
         out[:, P] = root.mT @ (mean - m + slope @ at)
     return out
+
+
+def _stream(name: str) -> int:
+    """A number of a plugin's own, so that its simulations do not depend on which others there are."""
+    return zlib.crc32(name.encode())
 
 
 def _cover(theta: Tensor, sd: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ def estimate_group(fit: Estimate, intervals: Mapping[str, Interval] | None = Non
         parts.append(_trust(fit))
     if fit.refinement is not None and fit.refinement.dof:
         r = fit.refinement
-        text = f"χ² = {r.statistic:.3g} for {r.dof} degrees of freedom, p = {r.p_value:.2g}"
+        text = f"χ² = {r.statistic:.3g} for {r.dof:.3g} degrees of freedom, p = {r.p_value:.2g}"
         parts.append(Text(f"test of fit of the refined scalars: {text}"))
     for theta, S in fit.alternatives:
         point = ", ".join(f"{n} = {v:.5g}" for n, v in zip(fit.parameters.names, theta.tolist(), strict=True))
