@@ -495,6 +495,7 @@ class Registry:
         seed: int = 0,
         allow_identical: bool = False,
         progress: bool | None = None,
+        folder: str | PathLike[str] | None = None,
     ) -> Estimates:
         """θ̂ of B data sets at once, with their uncertainties and statuses.
 
@@ -505,6 +506,7 @@ class Registry:
             prior: False for maximum likelihood, True for the maximum a posteriori.
             only, without: Names of plugins to keep or to leave out.
             refine, simulations, covariance: As for :meth:`estimate`; data sets whose θ̂ lie close share simulations.
+            folder: Where refined data sets are kept, a chunk at a time, so that the same call goes on there after a stop.
             start, fixed, screen, polish, shape, seed, allow_identical, progress: See :func:`engine.many.estimate_many`.
 
         Returns:
@@ -530,7 +532,9 @@ class Registry:
         }
         laws = laws_of(modalities, refine, self.parameters)
         if laws:
-            fits = refined_estimates(self.parameters, modalities, sets, laws, simulations=simulations, **settings)
+            fits = refined_estimates(
+                self.parameters, modalities, sets, laws, simulations=simulations, folder=folder, **settings
+            )
         else:
             fits = estimate_many(self.parameters, modalities, sets, screen=screen, polish=polish, **settings)
         plugins = self._trusted(modalities, laws, {name: sets.lengths(name) for name in sets.names})

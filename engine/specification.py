@@ -293,7 +293,7 @@ def read_specification(path: Path, *, trust: bool = False) -> PluginSpecificatio
             raise RegistryError(f"{path}: '{name}' is written as a table, [{name}], got {table[name]!r:.100}")
     if not isinstance(table.get("factory"), str):
         raise RegistryError(f'{path} needs factory = "package.module:Class", got {table.get("factory")!r}')
-    with _naming(path):
+    with naming(path):
         factory: Callable[..., Any] = resolve(table["factory"], "modality", trust=trust)
         whole = _takes_whole_numbers(factory)
         configuration = {
@@ -313,7 +313,7 @@ def read_specification(path: Path, *, trust: bool = False) -> PluginSpecificatio
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """What is refused in the block is said to be of this file."""
     try:
         yield

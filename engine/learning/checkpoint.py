@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.arrays import read_arrays, write_arrays
-from engine.files import read_bytes
-from engine.learning.folder import publish
+from engine.learning.folder import load_arrays, load_facts, save
 
 __all__: list[str] = []
 
 #: Seconds between two checkpoints.
 EVERY = 15.0
-_RECORD_BYTES = 2**26
 
 
 @dataclass
@@ -62,18 +60,16 @@ class State:
         return self.validation[self.best_epoch - 1] if self.best_epoch else self.initial
 
 
-_GROUPS = ("weights", "best", "optimiser")
-_CURVES = ("parts", "initial", "losses", "validation", "best_epoch", "worse", "seconds")
+_TENSORS = ("weights", "best", "optimiser")
+_NUMBERS = ("initial", "losses", "validation", "best_epoch", "worse", "seconds")
 
 
 def save_state(folder: Path, state: State) -> None:
     """Write a checkpoint; older ones go once it is there."""
-    arrays = {f"curve/{name}": torch.as_tensor(getattr(state, name), dtype=torch.float64) for name in _CURVES}
-    for group in _GROUPS:
-        arrays |= {f"{group}/{name}": tensor for name, tensor in getattr(state, group).items()}
+    arrays, layout = _packed({f"{g}/{name}": t for g in _TENSORS for name, t in getattr(state, g).items()})
+    facts = {name: getattr(state, name) for name in _NUMBERS}
     target = folder / f"checkpoint-{state.epoch:06d}"
-    if not target.exists():
-        publish(target, lambda staged: write_arrays(staged, arrays))
+    save(target, {**arrays, "parts": state.parts}, {**facts, "layout": layout})
     for old in _checkpoints(folder)[:-1]:
         shutil.rmtree(old)
 
@@ -83,23 +79,35 @@ def load_state(folder: Path) -> State | None:
     found = _checkpoints(folder)
     if not found:
         return None
-    arrays = read_arrays(found[-1])
-    groups = {g: {k.partition("/")[2]: t for k, t in arrays.items() if k.startswith(f"{g}/")} for g in _GROUPS}
-    curves = {name: arrays[f"curve/{name}"] for name in _CURVES}
-    return State(
-        **groups,
-        parts=curves["parts"],
-        initial=float(curves["initial"]),
-        losses=curves["losses"].tolist(),
-        validation=curves["validation"].tolist(),
-        best_epoch=int(curves["best_epoch"]),
-        worse=int(curves["worse"]),
-        seconds=float(curves["seconds"]),
-    )
+    arrays, facts = load_arrays(found[-1]), load_facts(found[-1])
+    tensors = _unpacked(arrays, facts.pop("layout"))
+    groups = {g: {k.partition("/")[2]: t for k, t in tensors.items() if k.startswith(f"{g}/")} for g in _TENSORS}
+    return State(**groups, parts=arrays["parts"], **facts)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*"))
+
+
+def _packed(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[list[Any]]]:
+    """Tensors as one long array for each dtype, and what lies where: a file for each would take a second to sync."""
+    arrays: dict[str, list[Tensor]] = {}
+    layout = []
+    for name, tensor in tensors.items():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        arrays.setdefault(kind, []).append(tensor.detach().cpu().reshape(-1))
+        layout.append([name, kind, list(tensor.shape)])
+    return {kind: torch.cat(parts) for kind, parts in arrays.items()}, layout
+
+
+def _unpacked(arrays: Mapping[str, Tensor], layout: list[list[Any]]) -> dict[str, Tensor]:
+    """The tensors that :func:`_packed` was given."""
+    begin = dict.fromkeys(arrays, 0)
+    tensors = {}
+    for name, kind, shape in layout:
+        start, begin[kind] = begin[kind], begin[kind] + math.prod(shape)
+        tensors[name] = arrays[kind][start : begin[kind]].reshape(shape)
+    return tensors
 
 
 @dataclass(frozen=True)
@@ -120,14 +128,9 @@ class Finished:
 
 def save_finished(folder: Path, finished: Finished) -> None:
     """Write what a run leaves behind; checkpoints go once it is there."""
-
-    def write(staged: Path) -> None:
-        staged.mkdir()
-        rows = {"standardised/features": finished.features, "standardised/theta": finished.theta}
-        write_arrays(staged / "arrays.zarr", {**{f"weights/{k}": t for k, t in finished.weights.items()}, **rows})
-        (staged / "record.json").write_text(json.dumps(finished.record, indent=1) + "\n", encoding="utf-8")
-
-    publish(folder / "finished", write)
+    arrays, layout = _packed(finished.weights)
+    rows = {"standardised/features": finished.features, "standardised/theta": finished.theta}
+    save(folder / "finished", {**arrays, **rows}, {"record": finished.record, "layout": layout})
     for old in _checkpoints(folder):
         shutil.rmtree(old)
 
@@ -137,7 +140,6 @@ def load_finished(folder: Path) -> Finished | None:
     finished = folder / "finished"
     if not finished.exists():
         return None
-    arrays = read_arrays(finished / "arrays.zarr")
-    weights = {name.partition("/")[2]: t for name, t in arrays.items() if name.startswith("weights/")}
-    record = json.loads(read_bytes(finished / "record.json", _RECORD_BYTES))
-    return Finished(weights, arrays["standardised/features"], arrays["standardised/theta"], record)
+    arrays, facts = load_arrays(finished), load_facts(finished)
+    weights = _unpacked(arrays, facts["layout"])
+    return Finished(weights, arrays["standardised/features"], arrays["standardised/theta"], facts["record"])

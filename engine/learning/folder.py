@@ -25,6 +25,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from engine.arrays import read_arrays, write_arrays
 from engine.configuration import encode
 from engine.errors import ModalityError
 from engine.files import read_bytes, sync, sync_tree
@@ -37,6 +38,8 @@ _FORMAT = 1
 _RUN = "run.json"
 _STAGED = ".staged-"
 _JSON_BYTES = 2**20
+_ARRAYS, _FACTS = "arrays.zarr", "facts.json"
+_FACTS_BYTES = 2**26
 
 
 def publish(target: Path, write: Callable[[Path], object]) -> None:
@@ -55,6 +58,27 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def save(target: Path, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Publish a folder of arrays and plain values."""
+
+    def write(staged: Path) -> None:
+        staged.mkdir()
+        write_arrays(staged / _ARRAYS, arrays)
+        (staged / _FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+    publish(target, write)
+
+
+def load_arrays(folder: Path) -> dict[str, Tensor]:
+    """The arrays of a folder that :func:`save` made."""
+    return read_arrays(folder / _ARRAYS)
+
+
+def load_facts(folder: Path) -> dict[str, Any]:
+    """The plain values of a folder that :func:`save` made."""
+    return json.loads(read_bytes(folder / _FACTS, _FACTS_BYTES))
 
 
 @contextmanager
@@ -107,7 +131,7 @@ def refuse(folder: Path, differences: list[str], identity: Mapping[str, Any]) ->
 
     def text(name: str) -> str:
         before, now = known.get(name), identity.get(name)
-        plain = not any(isinstance(v, str | dict) and len(str(v)) > 60 for v in (before, now))
+        plain = not any(len(str(v)) > 60 for v in (before, now))
         return f"{name} = {before!r}, now {now!r}" if plain else f"another {name}"
 
     raise TrainingError(

@@ -65,7 +65,7 @@ from engine.parameters import ParameterSpace
 from engine.plugin import read_certificate, read_plugin, write_plugin
 from engine.registry import Registry
 from engine.report.progress import progress_bar
-from engine.specification import read_specification
+from engine.specification import naming, read_specification
 
 __all__ = ["Job", "Trained", "read_job", "run_job", "run_jobs"]
 
@@ -201,13 +201,14 @@ def read_job(path: Path, *, trust: bool = False) -> Job:
         if table.get(key) and not simulator:
             raise refused(f"'{key}' needs a simulator, got pairs alone; give [configuration] one{other}")
     if not NAME.fullmatch(name := str(table.pop("name", path.stem))):
-        raise refused(f"needs another name = than {name!r}: letters, digits, '-' and '_'")
-    named = table.pop("simulator", None)
-    x = specification.observations
+        raise refused(f"needs another name than {name!r}, of letters, digits, '-' and '_'")
+    named, x = table.pop("simulator", None), specification.observations
+    with naming(path):
+        simulate = None if named is None else resolve(str(named), "function", trust=trust)
     job = Job(
         name=name,
         modality=modality,
-        simulate=None if named is None else resolve(str(named), "function", trust=trust),
+        simulate=simulate,
         pairs=file("pairs"),
         held_out=file("held_out"),
         simulations=count("simulations", 10_000),
@@ -324,7 +325,7 @@ def read_pairs(path: Path) -> Any:
     try:
         if path.suffix != ".npz":
             raise ValueError("it is neither an .npz file nor a zarr group")
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             return torch.from_numpy(arrays["theta"]), torch.from_numpy(arrays["x"])
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise RegistryError(f"{path} cannot be read as pairs, the arrays 'theta' and 'x': {error}") from error

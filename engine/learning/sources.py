@@ -147,11 +147,11 @@ class Given:
         return self._theta, x if self._is_set else x[:, None]
 
     def identity(self) -> dict[str, Any]:
-        digest = hashlib.sha256(repr((tuple(self._x.shape), str(self._x.dtype))).encode())
+        digest = hashlib.sha256(repr(tuple(int(n) for n in self._x.shape)).encode())
         digest.update(self._theta.contiguous().numpy().tobytes())
-        for b in range(self.blocks):
+        for b in range(self.blocks):  # as float64, whatever they are kept in
             part = _read(self._x, slice(b * self.rows, (b + 1) * self.rows))
-            digest.update(part.contiguous().numpy().tobytes())
+            digest.update(part.to(torch.float64).contiguous().numpy().tobytes())
         return {"pairs": digest.hexdigest()}
 
     def _check_inside(self, space: ParameterSpace) -> None:

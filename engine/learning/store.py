@@ -11,9 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from engine.arrays import array_headers, read_arrays, write_arrays
 from engine.errors import ModalityError
-from engine.learning.folder import publish
+from engine.learning.folder import load_arrays, load_facts, save
 from engine.learning.loss import Loss
 from engine.learning.progress import progress_bar
 from engine.learning.sources import Given, Source, too_many_lost
@@ -49,13 +48,13 @@ class Memory:
 
 @dataclass(frozen=True)
 class Stored:
-    """Blocks in a folder, a Zarr group each."""
+    """Blocks in a folder."""
 
     paths: Sequence[Path]
     sizes: Sequence[int]
 
     def read(self, b: int) -> tuple[Tensor, Tensor]:
-        arrays = read_arrays(self.paths[b])
+        arrays = load_arrays(self.paths[b])
         return arrays["theta"], arrays["kept"]
 
 
@@ -116,7 +115,7 @@ def collect(source: Source, loss: Loss, folder: Path | None, memory: int, progre
     too_many_lost(excluded, source.count)
     blocks: Blocks = Stored([f.path for f in found if f.path is not None], [f.theta for f in found])
     if folder is None or sum(f.nbytes for f in found) <= memory:
-        parts = [f.arrays or read_arrays(f.path or "") for f in found]
+        parts = [f.arrays or load_arrays(f.path or Path()) for f in found]
         blocks = Memory(torch.cat([p["theta"] for p in parts]), torch.cat([p["kept"] for p in parts]))
     return Pool(blocks, excluded, found[0].shape, sum(f.seconds for f in found))
 
@@ -134,6 +133,9 @@ def _where_it_is(source: Given, loss: Loss, memory: int) -> Pool:
         blocks = Memory(theta[good], x[good]) if excluded else Memory(theta, x)
     first = next(b for b, n in enumerate(sizes) if n)
     return Pool(blocks, excluded, tuple(blocks.read(0 if isinstance(blocks, Memory) else first)[1].shape[1:]), 0.0)
+
+
+_COUNTED = ("theta", "shape", "nbytes", "excluded", "seconds")
 
 
 @dataclass(frozen=True)
@@ -161,12 +163,10 @@ def _made(source: Source, loss: Loss, b: int) -> _Block:
 
 
 def _on_disk(source: Source, loss: Loss, b: int, folder: Path) -> _Block:
-    path = folder / f"block-{b:06d}.zarr"
+    path = folder / f"block-{b:06d}"
     if path.exists():
-        header, counts = array_headers(path)["kept"], read_arrays(path / "counts")
-        excluded, seconds = int(counts["excluded"]), float(counts["seconds"])
-        return _Block(header.shape[0], header.shape[1:], header.nbytes, excluded, seconds, path=path)
+        facts = load_facts(path)
+        return _Block(**{**facts, "shape": tuple(facts["shape"])}, path=path)
     made = _made(source, loss, b)
-    counts = {"counts/excluded": torch.tensor(made.excluded), "counts/seconds": torch.tensor(made.seconds).double()}
-    publish(path, lambda staged: write_arrays(staged, {**(made.arrays or {}), **counts}))
+    save(path, made.arrays or {}, {name: getattr(made, name) for name in _COUNTED})
     return replace(made, arrays=None, path=path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +15,12 @@ from engine.datasets import DataSets
 from engine.estimate import check, estimate
 from engine.evidence import Evidence
 from engine.feasible import FeasibleSet
+from engine.learning.folder import describe
 from engine.many import Estimates, estimate_many
 from engine.modality import Modality
 from engine.observations import Observations
 from engine.parameters import ParameterSpace
+from engine.refinement.kept import Kept
 from engine.refinement.law import Laws
 from engine.refinement.refine import Refinement, Sets, Single, refine
 from engine.report.progress import progress_bar
@@ -98,6 +102,7 @@ def refined_estimates(
     seed: int = 0,
     provenance: Mapping[str, Any] | None = None,
     progress: bool | None = None,
+    folder: str | PathLike[str] | None = None,
 ) -> Estimates:
     """The same for many data sets; those whose θ̂ lie close together share their simulations.
 
@@ -107,6 +112,7 @@ def refined_estimates(
         laws: Where the laws of the learned scores come from.
         prior, start, fixed, covariance, shape, provenance, progress: As for :func:`engine.many.estimate_many`.
         simulations, seed: As for :func:`engine.refinement.refine`.
+        folder: Where to keep what is finished; the same call goes on there after a stop.
 
     Returns:
         The estimates, with their ``refinement``. Those that did not settle have failed.
@@ -117,6 +123,16 @@ def refined_estimates(
     fixed = dict(fixed or {})
     check(parameters, fixed, covariance, 1, 1, None)
     begin = _start(parameters, start, fixed, sets.count)
+    kept = None
+    if folder is not None:
+        identity = {
+            "data": sets.hash,
+            "plugins": {n: describe(m) for n, m in modalities.items()},
+            "laws": {n: law.identity for n, law in laws.items()},
+            "space": [p.to_toml() for p in parameters] + [c.to_toml() for c in parameters.constraints],
+            "settings": [prior, fixed, None if begin is None else begin.tolist(), simulations, seed],
+        }
+        kept = Kept(Path(folder), identity)
     with progress_bar("refining data sets", sets.count, progress) as tick:
         found = refine(
             parameters,
@@ -129,6 +145,7 @@ def refined_estimates(
             simulations=simulations,
             seed=seed,
             tick=tick,
+            kept=kept,
         )
     live = {**{n: m for n, m in modalities.items() if n not in laws}, **found.modalities}
     fits = estimate_many(

@@ -33,6 +33,8 @@ _SPREAD = (
 )
 _CLOSE = 0.1  # of the width
 _VERIFIED = 2000  # simulations at a root, to see whether it is the right one
+_REACH = 2.0  # widths to the ends of a pair, where that is
+_LINEAR = 0.2  # of the parameter's scale at most: even powers cancel in a pair, and others are small that near
 _NEAR = 0.5  # K is measured within this part of the width
 _CUBIC = 0.1  # of the parameter's scale: widths from which cubes take part
 
@@ -77,6 +79,7 @@ class Laws(Protocol):
     """Where the law of a plugin's score comes from."""
 
     kind: str
+    identity: str  # what tells it from others, as text
 
     def laws(self, references: Tensor, widths: Tensor, simulations: int, seed: tuple[int, ...]) -> list[Law]:
         """The laws at reference points (K, P_m), for data from within ``widths`` (K, P_m) of them."""
@@ -111,6 +114,7 @@ class FieldLaws:
 
     def __init__(self, modality: Calibrated) -> None:
         self.calibration = modality.calibration
+        self.identity = self.kind
 
     def laws(self, references: Tensor, widths: Tensor, simulations: int, seed: tuple[int, ...]) -> list[Law]:
         """The fields at the reference points."""
@@ -156,6 +160,7 @@ class SimulatedLaws:
         self.modality = modality.modality if isinstance(modality, Calibrated) else modality
         self.simulate, self.prior, self.tick = simulate, prior, tick
         self.excluded = 0
+        self.identity = f"{self.kind} by {getattr(simulate, '__qualname__', type(simulate).__qualname__)}"
 
     def laws(self, references: Tensor, widths: Tensor, simulations: int, seed: tuple[int, ...]) -> list[Law]:
         """Regressions on fresh simulations, from the same random numbers for the same seed."""
@@ -169,7 +174,8 @@ class SimulatedLaws:
         generator = generator_of(*seed, 0)
         z = width * torch.randn(simulations - 2 * pairs, P, generator=generator, dtype=torch.float64)
         z[round(_SPREAD * simulations) :] *= _CLOSE
-        step = width * torch.randn(pairs, P, generator=generator, dtype=torch.float64)
+        reach = torch.minimum(_REACH * width, torch.maximum(width, _LINEAR * self.prior.scale))
+        step = reach * torch.randn(pairs, P, generator=generator, dtype=torch.float64)
         alone = reflected(reference + z, self.prior)
         ends = [reflected(reference + step, self.prior), reflected(reference - step, self.prior)]
         rows, u, lost = self._scores(alone, reference, seed, 1)

@@ -8,7 +8,7 @@ one "observation" each (:class:`engine.refinement.RefinedScalar`), which the sum
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +25,7 @@ from engine.learning.simulator import Simulate
 from engine.modality import Modality
 from engine.observations import Observations
 from engine.parameters import ParameterSpace
+from engine.refinement.kept import Kept
 from engine.refinement.law import FieldLaws, Laws, SimulatedLaws
 from engine.refinement.scalar import RefinedScalar
 from engine.refinement.solve import Rows, Solver
@@ -43,6 +44,7 @@ _RIVAL = 3.0  # nats within which another root is worth a word
 _UNLIKE = 1e-2  # the chance of data as unlike those of a root, below which others are looked for
 _EVERYWHERE = 12  # points of the prior to look from
 _TESTED = 0.25  # degrees of freedom below which there is nothing to test
+_CHUNK = 128  # data sets that are refined, and kept, together
 _NUMBERS = 2**24  # of data in one chunk
 
 
@@ -83,18 +85,7 @@ class Refinement:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for machines."""
-        return {
-            "kinds": dict(self.kinds),
-            "simulations": dict(self.simulations),
-            "observations": dict(self.observations),
-            "rounds": self.rounds,
-            "converged": self.converged,
-            "misfit": dict(self.misfit),
-            "statistic": self.statistic,
-            "dof": self.dof,
-            "p_value": self.p_value,
-            "rival": dict(self.rival),
-        }
+        return {**asdict(self), "p_value": self.p_value}
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,6 +216,7 @@ def refine(
     simulations: int = 20_000,
     seed: int = 0,
     tick: Callable[[int], None] | None = None,
+    kept: Kept | None = None,
 ) -> Refined:
     """Refined scalars of every data set, around the maximum of their sum with the other plugins.
 
@@ -239,6 +231,7 @@ def refine(
         simulations: For each law, in the last rounds; a quarter of them, 5000 at most, choose between starting points.
         seed: Of starting points and simulations.
         tick: Told how many data sets are done.
+        kept: Where finished chunks are kept, and found again.
 
     Returns:
         The refined scalars; one that did not settle says so in its refinement.
@@ -249,11 +242,18 @@ def refine(
     fixed = {name: float(value) for name, value in (fixed or {}).items()}
     out: list[tuple[Rows, list[Refinement]]] = []
     cost = sum(x.numel() for x in data.part(0, 1, _TRIED).x.values())
-    chunk = max(1, min(256, _NUMBERS // max(1, cost * _TRIES)))
+    chunk = max(1, min(_CHUNK, _NUMBERS // max(1, cost * _TRIES)))
     for first in range(0, data.count, chunk):
         last = min(first + chunk, data.count)
         begin = None if start is None else (start if start.dim() == 1 else start[first:last])
-        out.append(_chunk(parameters, modalities, data, laws, first, last, prior, fixed, begin, simulations, seed))
+        known = None if kept is None else kept.load(first)
+        if known is not None:
+            out.append((known[0], [Refinement(**record) for record in known[1]]))
+        else:
+            found = _chunk(parameters, modalities, data, laws, first, last, prior, fixed, begin, simulations, seed)
+            if kept is not None:
+                kept.save(first, found[0], [asdict(one) for one in found[1]])
+            out.append(found)
         if tick is not None:
             tick(last - first)
     theta = torch.cat([rows.theta for rows, _ in out])

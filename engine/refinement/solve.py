@@ -36,8 +36,8 @@ _FEW = 20  # observations from which their second moments are looked at
 _SHARE = 0.3  # standard errors within which rows share a reference
 
 
-_TENSORS = ("item", "theta", "covariance", "done", "step", "rounds", "value")
-_TABLES = ("refined", "misfit", "simulations")
+TENSORS = ("item", "theta", "covariance", "done", "step", "rounds", "value")
+TABLES = ("refined", "misfit", "simulations")
 
 
 @dataclass(eq=False)
@@ -70,15 +70,15 @@ class Rows:
 
     def pick(self, rows: Tensor) -> Rows:
         """Some of them, by their ``rows`` (k,)."""
-        tables = [{n: t[rows] for n, t in getattr(self, what).items()} for what in _TABLES]
-        return Rows(*(getattr(self, n)[rows] for n in _TENSORS), *tables)  # pyright: ignore[reportArgumentType]
+        tables = [{n: t[rows] for n, t in getattr(self, what).items()} for what in TABLES]
+        return Rows(*(getattr(self, n)[rows] for n in TENSORS), *tables)  # pyright: ignore[reportArgumentType]
 
     def joined(self, other: Rows) -> Rows:
         """These searches, then ``other``."""
-        mine = (getattr(self, n) for n in _TENSORS)
-        parts = [torch.cat([a, getattr(other, n)]) for n, a in zip(_TENSORS, mine, strict=True)]
+        mine = (getattr(self, n) for n in TENSORS)
+        parts = [torch.cat([a, getattr(other, n)]) for n, a in zip(TENSORS, mine, strict=True)]
         tables = [
-            {n: torch.cat([t, getattr(other, what)[n]]) for n, t in getattr(self, what).items()} for what in _TABLES
+            {n: torch.cat([t, getattr(other, what)[n]]) for n, t in getattr(self, what).items()} for what in TABLES
         ]
         return Rows(*parts, *tables)  # pyright: ignore[reportArgumentType]
 
