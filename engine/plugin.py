@@ -33,7 +33,7 @@ from torch import Tensor
 from engine.arrays import ArrayHeader, array_headers, read_arrays, write_arrays
 from engine.configuration import MemoryGuard, build, decode, encode
 from engine.description import FORMAT, TOML_BYTES, PluginInfo, changed_files, content_hash, describe
-from engine.errors import ModalityError, RegistryError, UntrustedError
+from engine.errors import ModalityError, RegistryError, TamperedError, UntrustedError
 from engine.factories import find, reference, resolve
 from engine.files import file_hashes, inline, read_bytes
 from engine.modality import Modality
@@ -258,16 +258,18 @@ def _bits(tensor: Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
     return tensor.dtype, tensor.shape, tensor.numpy().tobytes()
 
 
-def read_plugin(folder: str | Path, trust: bool = False) -> Modality:
+def read_plugin(folder: str | Path, trust: bool = False, *, check: bool = True) -> Modality:
     """The modality that was written to a folder, with its weights, in evaluation mode.
 
     Arguments:
         folder: What :func:`write_plugin` wrote.
         trust: Whether to run code that nobody vouches for: the plugin's own ``code.py``, or a class that no
             installed package declares. Read it first.
+        check: Whether to compare every file with the hashes in ``plugin.toml``, as a registry has done already.
 
     Raises:
         UntrustedError: when that would be needed; the message says what to read.
+        TamperedError: when a file is not the one that ``plugin.toml`` was written with.
         RegistryError: when the folder is not what was written. Neither torch's global random numbers nor the
             memory are touched out of proportion.
 
@@ -279,7 +281,13 @@ def read_plugin(folder: str | Path, trust: bool = False) -> Modality:
         >>> read_plugin(folder).configuration
         {'parameter_names': ('L',), 'sd': 2.0}
     """
-    return _read(Path(folder), trust, guarded=not trust)
+    folder = Path(folder)
+    if check:
+        written = describe(folder).files
+        found = {name: digest for name, digest in file_hashes(folder).items() if name != "plugin.toml"}
+        if changed := sorted(name for name in {*written, *found} if written.get(name) != found.get(name)):
+            raise TamperedError(f"{folder / changed[0]} is not the file that plugin.toml was written with; restore it from a copy")
+    return _read(folder, trust, guarded=not trust)
 
 
 def _read(folder: Path, trust: bool, guarded: bool) -> Modality:

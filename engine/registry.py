@@ -291,7 +291,7 @@ class Registry:
         """
         entry = self._entry(name)
         if entry.content not in self._live:
-            self._live[entry.content] = read_plugin(self._folder(entry), trust=self._trust)
+            self._live[entry.content] = read_plugin(self._folder(entry), trust=self._trust, check=False)
         return self._live[entry.content]
 
     def _entry(self, name: str) -> PluginEntry:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from engine.certificate.domain import Domain
 from engine.certificate.fields import MeanField, VarianceField
 from engine.errors import ParameterError
 from engine.parameters import ParameterSpace
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Certificate", "Check"]
 
@@ -237,6 +241,12 @@ class Certificate:
         """The budget in numbers: N_max at κ = 0.3, its 5, 50 and 95 % quantiles over the prior, and its limit."""
         low, median, high = self.quantiles()
         return {"kappa": KAPPA, "n_max_05": low, "n_max_50": median, "n_max_95": high, "limit": self.limit()}
+
+    def figure(self, path: str | PathLike[str] | None = None, kappa: float = KAPPA) -> Figure:
+        """A map of :meth:`n_max` over the prior; see :func:`engine.report.budget.budget_figure` for path and kappa."""
+        from engine.report.budget import budget_figure
+
+        return budget_figure(self, path, kappa)
 
     def __str__(self) -> str:
         from engine.report.tables import certificate_text
