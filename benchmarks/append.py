@@ -26,7 +26,9 @@ observations of all kinds side by side at once, from 10,000 θ, so ten times as 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import io
 import json
 import logging
 import math
@@ -194,7 +196,7 @@ def sbi_nle(kind: str, n: int, seed: int) -> Modality:
     from sbi.inference import NLE
 
     theta, x = simulations(kind, n, seed)
-    return from_sbi(sbi_trained(NLE, theta, x, seed, density_estimator="maf"), SPACE, NAMES).double()
+    return from_sbi(sbi_trained(NLE, theta, x, seed, density_estimator="maf"), SPACE, NAMES, kind="likelihood").double()
 
 
 def sbi_npe(kinds: list[str], n: int, seed: int) -> Modality:
@@ -204,12 +206,12 @@ def sbi_npe(kinds: list[str], n: int, seed: int) -> Modality:
     generator = torch.Generator().manual_seed(1000 * seed + 99)
     theta = 2.0 * torch.rand(n, 2, generator=generator, dtype=torch.float64) - 1.0
     x = side_by_side({k: KINDS[k].simulate(theta[:, None].expand(-1, OBSERVATIONS, -1), generator) for k in kinds})
-    return from_sbi(sbi_trained(NPE, theta, x, seed), SPACE, NAMES).double()
+    return from_sbi(sbi_trained(NPE, theta, x, seed), SPACE, NAMES, kind="posterior").double()
 
 
 def sbi_trained(method: Any, theta: Tensor, x: Tensor, seed: int, **settings: Any) -> Any:
     logging.getLogger().setLevel(logging.ERROR)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
         prior = torch.distributions.Independent(Uniform(-torch.ones(2), torch.ones(2)), 1)
@@ -301,21 +303,26 @@ def surfaces(modalities: Mapping[str, Modality], data: Mapping[str, Tensor], the
     return out
 
 
-def summed(parts: Mapping[str, Tensor], kinds: list[str]) -> Tensor:
-    return posterior(torch.stack([parts[k] for k in kinds]).sum(0))
+def posteriors(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The posterior of the sum of four kinds, of five, and of each kind alone."""
+    four = torch.stack([parts[k] for k in FOUR]).sum(0)
+    return {
+        **{k: posterior(s) for k, s in parts.items()},
+        "four": posterior(four),
+        "five": posterior(four + parts[FIFTH]),
+    }
 
 
 def distances(
-    what: Callable[[dict[str, Tensor]], tuple[Tensor, Tensor]], sets: list[dict[str, Tensor]], theta: Tensor
-) -> tuple[list[float], list[float]]:
-    """The total variation of every data set, with four kinds and with five."""
-    four, five = [], []
+    what: Callable[[dict[str, Tensor]], Mapping[str, Tensor]], sets: list[dict[str, Tensor]], theta: Tensor
+) -> dict[str, list[float]]:
+    """The total variation of every data set, of each posterior that ``what`` gives: "four", "five", or a kind alone."""
+    out: dict[str, list[float]] = {}
     for data in sets:
-        true = exact_surfaces(data, theta)
-        of_four, of_five = what(data)
-        four.append(total_variation(of_four, summed(true, FOUR)))
-        five.append(total_variation(of_five, summed(true, [*FOUR, FIFTH])))
-    return four, five
+        true = posteriors(exact_surfaces(data, theta))
+        for which, found in what(data).items():
+            out.setdefault(which, []).append(total_variation(found, true[which]))
+    return out
 
 
 def mean(values: list[float]) -> str:
@@ -331,12 +338,12 @@ def posterior_table(
     kept: dict[str, Any] = {}
     last: tuple[Modality, Certificate] | None = None
 
-    def note(label: str, again: str, found: tuple[list[float], list[float]], seconds: Mapping[str, float]) -> None:
-        row = rows.setdefault(label, {"contender": label, "four": [], "five": [], "seconds": [], "again": again})
-        row["four"] += found[0]
-        row["five"] += found[1]
+    def note(label: str, again: str, found: dict[str, list[float]], seconds: Mapping[str, float]) -> None:
+        row = rows.setdefault(label, {"contender": label, "tv": {}, "seconds": [], "again": again})
+        for which, values in found.items():
+            row["tv"].setdefault(which, []).extend(values)
         row["seconds"].append(dict(seconds))
-        print(f"  seed done: {label}, {mean(found[0])}, {mean(found[1])}", flush=True)
+        print(f"  {label}: " + ", ".join(f"{which} {mean(values)}" for which, values in found.items()), flush=True)
 
     for seed in range(seeds):
         sets = data_sets(datasets, seed)
@@ -348,12 +355,10 @@ def posterior_table(
 
             def ours_of(data: dict[str, Tensor], registry: Registry = registry, live: Any = live) -> Any:
                 parts = surfaces(live, data, theta)
-                few = theta[:: len(theta) // 7]
-                whole = registry.log_evidence(data, few)  # the registry's own sum is this sum
-                torch.testing.assert_close(
-                    whole, surfaces_sum(parts)[:: len(theta) // 7], rtol=1e-4, atol=1e-2
-                )
-                return summed(parts, FOUR), summed(parts, [*FOUR, FIFTH])
+                some = torch.arange(0, len(theta), len(theta) // 7)
+                whole = torch.stack([s[some] for s in parts.values()]).sum(0)  # and the registry's own sum is this one
+                torch.testing.assert_close(registry.log_evidence(data, theta[some]), whole, rtol=1e-4, atol=1e-2)
+                return posteriors(parts)
 
             title = "NeuralLikelihood" if name == "likelihood" else "NeuralRatio"
             note(f"ours, {title}", "nothing", distances(ours_of, sets, theta), seconds)
@@ -365,32 +370,27 @@ def posterior_table(
             continue
         nle, spent = {}, {"four": 0.0, "fifth": 0.0}
         for kind in KINDS:
-            nle[kind], t = clock(lambda kind=kind: sbi_nle(kind, n, seed))
+            nle[kind], t = clock(lambda kind=kind, seed=seed: sbi_nle(kind, n, seed))
             spent["fifth" if kind == FIFTH else "four"] += t
 
         def nle_of(data: dict[str, Tensor], nle: Any = nle) -> Any:
-            parts = surfaces(nle, data, theta)
-            return summed(parts, FOUR), summed(parts, [*FOUR, FIFTH])
+            return posteriors(surfaces(nle, data, theta))
 
         note("sbi NLE (maf), summed by hand", "nothing", distances(nle_of, sets, theta), spent)
-        npe4, first = clock(lambda: sbi_npe(FOUR, n, seed))
-        npe5, second = clock(lambda: sbi_npe([*FOUR, FIFTH], n, seed))
+        npe4, first = clock(lambda seed=seed: sbi_npe(FOUR, n, seed))
+        npe5, second = clock(lambda seed=seed: sbi_npe([*FOUR, FIFTH], n, seed))
 
         def npe_of(data: dict[str, Tensor], npe4: Modality = npe4, npe5: Modality = npe5) -> Any:
-            out = []
-            for npe, kinds in ((npe4, FOUR), (npe5, [*FOUR, FIFTH])):
+            out = {}
+            for which, npe, kinds in (("four", npe4, FOUR), ("five", npe5, [*FOUR, FIFTH])):
                 x = side_by_side({k: data[k][None] for k in kinds})
                 with torch.no_grad():
-                    out.append(posterior(npe(x, theta).double()))
-            return out[0], out[1]
+                    out[which] = posterior(npe(x, theta).double())
+            return out
 
         note("sbi NPE, jointly", "everything", distances(npe_of, sets, theta), {"four": first, "fifth": second})
     assert last is not None
     return list(rows.values()), kept, last
-
-
-def surfaces_sum(parts: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack(list(parts.values())).sum(0)
 
 
 # -- the time of an append ----------------------------------------------------------------------------------
@@ -441,18 +441,16 @@ def main() -> None:
     counts, repeats = ((1, 10), 3) if quick else (tuple(given.plugins), given.repeats)
     with tempfile.TemporaryDirectory() as place:
         peers = not (quick or given.no_peers)
-        rows, kept, (modality, certificate) = posterior_table(
-            given.seeds, datasets, n, certifying, peers, Path(place)
-        )
+        rows, kept, (modality, certificate) = posterior_table(given.seeds, datasets, n, certifying, peers, Path(place))
         times = append_table(counts, repeats, modality, certificate, Path(place))
-    size = len(rows[0]["four"])
+    size = len(rows[0]["tv"]["four"])
     print(f"\n{n:,} simulations of each kind; {size} data sets, {OBSERVATIONS} observations of each kind")
     head = f"  {'':32s} {'TV, four kinds':>17s} {'TV, five kinds':>17s}"
     print(f"{head} {'train four':>12s} {'the fifth':>12s}   trained again for the fifth")
     for row in rows:
         spent = {k: statistics.fmean(s[k] for s in row["seconds"]) for k in row["seconds"][0]}
         print(
-            f"  {row['contender']:32s} {mean(row['four']):>17s} {mean(row['five']):>17s} {spent['four']:10.1f} s "
+            f"  {row['contender']:32s} {mean(row['tv']['four']):>17s} {mean(row['tv']['five']):>17s} {spent['four']:10.1f} s "
             f"{spent['fifth']:10.1f} s   {row['again']}"
             + (f"; certify {spent['certify']:.1f} s, append {spent['append']:.2f} s" if "append" in spent else "")
         )

@@ -352,7 +352,7 @@ def honesty_table(repetitions: int, sizes: tuple[int, ...], calibration: int) ->
     pulls: dict[tuple[str, int], list[Tensor]] = {}
     for r in range(repetitions):
         seed = 1000 + r
-        modalities: dict[str, Modality] = {"one": ours("one", "ratio", seed)}
+        modalities: dict[str, Modality] = {"one": ours("one", "likelihood", seed)}
         calibrated: dict[str, Modality] = {
             "one": calibrate(
                 modalities["one"], prior=SPACE, simulate=simulate1, simulations=calibration, seed=seed, progress=False

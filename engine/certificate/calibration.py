@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.certificate.draws import reflected, simulate_blocks, spread_theta
-from engine.certificate.fields import MeanField, VarianceField, fit_mean, fit_slope, fit_variance
+from engine.certificate.draws import paired_theta, simulate_blocks, spread_theta, steps
+from engine.certificate.fields import MARGIN, MeanField, VarianceField, fit_mean, fit_slope, fit_variance
 from engine.certificate.scores import score_rows
 from engine.errors import ModalityError
 from engine.learning.simulator import Simulate, generator_of
@@ -215,8 +215,8 @@ def calibrate(
     pairs = round(0.5 * _MOVED * simulations)
     theta = spread_theta(space, simulations - 2 * pairs, seed, 0)
     base = spread_theta(space, pairs, seed, 1)
-    step = _STEP * space.scale * torch.randn(base.shape, generator=generator_of(seed, 2), dtype=torch.float64)
-    ends = [reflected(base + step, space), reflected(base - step, space)]
+    step = _STEP * space.scale * steps(pairs, P, generator_of(seed, 2))
+    ends = paired_theta(base, step, space)
     with progress_bar("calibrating", simulations, progress) as tick:
         rows, u, lost = simulated_scores(inner, simulate, theta, theta, seed, (3,), tick)
         # both ends of a pair from one stream of random numbers: what a smooth simulator adds to both cancels
@@ -280,4 +280,4 @@ def fit_law(
     """δ(θ) and K(θ) of scores u (n, P) of observations at theta (n, P): least squares, variance, weighted least squares."""
     first = fit_mean(space, theta, u, tried=tried)
     variance = fit_variance(space, theta, u - first.at(theta))
-    return fit_mean(space, theta, u, variance.root(theta), tried), variance
+    return fit_mean(space, theta, u, variance.root(theta), tried, margin=MARGIN), variance

@@ -42,6 +42,7 @@ class Domain:
         references: Shape (R, C).
         scores: Of other simulations, ascending, shape (S,).
         farthest: The highest score of any simulation that was looked at.
+        constant: Which features are the same in all simulations, boolean, shape (F,).
         tail: θ -> the fraction of its observations beyond 99 % of ``scores``; None where that is not known.
 
     Example:
@@ -58,6 +59,7 @@ class Domain:
     references: Tensor
     scores: Tensor
     farthest: float = 0.0
+    constant: Tensor | None = None
     tail: MeanField | None = None
 
     @classmethod
@@ -70,15 +72,16 @@ class Domain:
         """
         features = _features(modality, x[: 2 * _REFERENCES])
         centre = features.mean(0)
-        values, axes = torch.linalg.eigh(torch.cov(features.T).reshape(features.shape[1], -1))
-        use = values > 1e-10 * values[-1].clamp_min(1e-300)
-        values, axes = values[use].flip(0)[:_FEATURES], axes[:, use].flip(1)[:, :_FEATURES]
-        whiten = axes / values.sqrt()
+        _, sizes, axes = torch.linalg.svd((features - centre) / max(1, len(features) - 1) ** 0.5, full_matrices=False)
+        use = sizes > 1e-5 * sizes[:1].clamp_min(1e-150)
+        whiten = (axes[use] / sizes[use, None])[:_FEATURES].mT.contiguous()
         rows = (features - centre) @ whiten
         half = len(rows) // 2
         found = cls(centre, whiten, rows[:half], torch.zeros(0, dtype=torch.float64))
         scores = found._distance(rows[half:]).sort().values
-        return cls(centre, whiten, rows[:half], scores, float(scores[-1]))
+        constant = (features == features[:1]).all(0)
+        centre = torch.where(constant, features[0], centre)
+        return cls(centre, whiten, rows[:half], scores, float(scores[-1]), constant)
 
     def along(self, modality: Modality, space: ParameterSpace, theta: Tensor, x: Tensor) -> Domain:
         """The same, with the tail of its observations as a function of θ.
@@ -89,7 +92,7 @@ class Domain:
             theta: Shape (n, P).
             x: Simulations made there, shape (n, *event_shape).
         """
-        distance = self._distance(self._whitened(modality, x))
+        distance = self._distance(self._whitened(_features(modality, x)))
         tried = degrees(len(space), max(1, len(x) // 100))
         tail = fit_mean(space, theta, (distance > self._edge)[:, None].double(), tried=tried)
         return replace(self, tail=tail, farthest=max(self.farthest, float(distance.max())))
@@ -98,9 +101,8 @@ class Domain:
     def _edge(self) -> Tensor:
         return torch.quantile(self.scores, 1 - _TAIL)
 
-    def _whitened(self, modality: Modality, x: Tensor) -> Tensor:
-        step = max(1, _NUMBERS // max(1, x[:1].numel()))
-        return torch.cat([(_features(modality, part) - self.centre) @ self.whiten for part in x.split(step)])
+    def _whitened(self, features: Tensor) -> Tensor:
+        return (features - self.centre) @ self.whiten
 
     def _distance(self, rows: Tensor) -> Tensor:
         k = min(_NEIGHBOUR, len(self.references))
@@ -114,7 +116,7 @@ class Domain:
             modality: Whose features are used.
             x: Shape (n, *event_shape).
         """
-        distance = self._distance(self._whitened(modality, x))
+        distance = self._distance(self._whitened(_features(modality, x)))
         return torch.searchsorted(self.scores, distance).double() / len(self.scores)
 
     def outside(self, modality: Modality, x: Tensor, theta: Tensor | None = None) -> tuple[bool, str]:
@@ -125,8 +127,14 @@ class Domain:
             x: One data set.
             theta: Where they come from, shape (P,), if anyone knows; from anywhere in the prior by default.
         """
-        distance = self._distance(self._whitened(modality, x))
-        far = float(distance.max()) / self.farthest
+        features = _features(modality, x)
+        if self.constant is not None:
+            moved = self.constant & ((features - self.centre).abs() > 1e-6 * (1.0 + self.centre.abs()))
+            if bool(moved.any()):
+                i, j = moved.nonzero()[0].tolist()
+                return True, f"observation {i} differs in feature {j}, which is the same in all training simulations"
+        distance = self._distance(self._whitened(features))
+        far = float(distance.max()) / max(self.farthest, 1e-300)
         if not far <= _FAR:
             return (
                 True,
@@ -144,7 +152,7 @@ class Domain:
 
     def to_plain(self) -> dict[str, Any]:
         """Plain values and tensors by name; :meth:`from_plain` reads them back."""
-        names = ("centre", "whiten", "references", "scores", "farthest")
+        names = ("centre", "whiten", "references", "scores", "farthest", "constant")
         table = {name: getattr(self, name) for name in names}
         return table if self.tail is None else {**table, "tail": self.tail.to_plain()}
 
@@ -153,12 +161,15 @@ class Domain:
         """What :meth:`to_plain` gave, ``table``, with the parameters ``space`` that it was found for."""
         tensors = (table[name].double() for name in ("centre", "whiten", "references", "scores"))
         tail = table.get("tail")
-        return cls(*tensors, float(table["farthest"]), None if tail is None else MeanField.from_plain(space, tail))
+        farthest, constant = float(table["farthest"]), table["constant"].bool()
+        return cls(*tensors, farthest, constant, None if tail is None else MeanField.from_plain(space, tail))
 
 
 def _features(modality: Modality, x: Tensor) -> Tensor:
     inner = getattr(modality, "modality", modality)
     summarise = getattr(inner, "summarise", None)
+    if summarise is None:
+        return x.reshape(len(x), -1).double()
+    step = max(1, _NUMBERS // max(1, x[:1].numel()))
     with torch.no_grad():
-        found = x.reshape(len(x), -1) if summarise is None else summarise(x.to(inner.dtype))
-    return found.double()
+        return torch.cat([summarise(part.to(inner.dtype)) for part in x.split(step)]).double()

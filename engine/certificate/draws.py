@@ -47,6 +47,24 @@ def simulate_blocks(
             tick(len(part))
 
 
+def steps(n: int, size: int, generator: torch.Generator) -> Tensor:
+    """Steps (n, P) in random directions, a mean square of 1 in each component, no length twice another.
+
+    What a simulator adds to both ends of a pair does not cancel all, and what is left grows with their distance: pairs of
+    very unequal distances would have very unequal errors.
+    """
+    z = torch.randn(n, size, generator=generator, dtype=torch.float64)
+    length = 0.65 * (1.0 + torch.rand(n, 1, generator=generator, dtype=torch.float64))
+    return z / z.norm(dim=-1, keepdim=True).clamp_min(1e-300) * length * size**0.5
+
+
+def paired_theta(centre: Tensor, step: Tensor, space: ParameterSpace) -> list[Tensor]:
+    """θ + step and θ − step (n, P) for ``centre`` (n, P) or (P,); at a bound, moved inwards together, so that they differ."""
+    step = torch.minimum(torch.maximum(step, 0.5 * (space.lower - space.upper)), 0.5 * (space.upper - space.lower))
+    centre = torch.minimum(torch.maximum(centre, space.lower + step.abs()), space.upper - step.abs())
+    return [reflected(centre + step, space), reflected(centre - step, space)]
+
+
 def reflected(theta: Tensor, space: ParameterSpace) -> Tensor:
     """θ (n, P) folded back at the bounds, and moved back towards the interior where constraints are broken."""
     out = theta

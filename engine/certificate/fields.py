@@ -3,7 +3,8 @@ r"""Moments of a score as smooth functions of θ, fitted to simulations by least
 :math:`\delta(\theta) = E_{x|\theta}[u]` is a generalised least-squares fit with weights :math:`K^{-1}(\theta)`, and
 :math:`K(\theta) = \mathrm{Var}\,u = (R R^\top)^{-1}` the normal maximum-likelihood fit of the residuals, with log R_ii and
 R_ij polynomials: positive definite everywhere, and convex but for the logarithm. Degrees are chosen by generalised
-cross-validation (Golub, Heath and Wahba, Technometrics 21 (1979) 215).
+cross-validation (Golub, Heath and Wahba, Technometrics 21 (1979) 215). That degree has the least error of all, of which what
+it leaves out is as large a part as noise; a field that must know its own error takes two degrees more, so that noise is all.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ __all__: list[str] = []  # the machinery of certificates
 
 _SUBSET = 50_000  # rows from which a variance field is fitted
 _MOST = 1500  # coefficients of one field
+MARGIN = 2  # degrees beyond the best one, for fields whose errors count: without, pulls are up to 1.7 wide
 _PATIENCE = 4  # degrees without a gain that end the search: an even function gains nothing from the odd ones
 
 
@@ -156,16 +158,21 @@ def _fit_root(B: Tensor, e: Tensor, P: int) -> Tensor:
 
 
 def fit_mean(
-    space: ParameterSpace, theta: Tensor, u: Tensor, root: Tensor | None = None, tried: Sequence[int] | None = None
+    space: ParameterSpace,
+    theta: Tensor,
+    u: Tensor,
+    root: Tensor | None = None,
+    tried: Sequence[int] | None = None,
+    margin: int = 0,
 ) -> MeanField:
     """E[u | θ] of u (n, Q) at theta (n, P), with weights R Rᵀ from ``root`` (n, Q, Q), or equal ones.
 
-    The degree is the best among ``tried``, all that n allows by default.
+    The degree is the best among ``tried``, all that n allows by default, or ``margin`` places after it.
     """
     n, Q = u.shape
     choices = degrees(len(space), max(1, min(n // 10, _MOST // Q))) if tried is None else list(tried)
     sizes = [len(Basis(space, degree)) for degree in choices]  # functions are sorted by degree: bases are nested
-    best, coefficients, covariance = _best(Basis(space, choices[-1])(theta), u, root, sizes)
+    best, coefficients, covariance = _best(Basis(space, choices[-1])(theta), u, root, sizes, margin)
     return MeanField(Basis(space, choices[best]), coefficients, covariance)
 
 
@@ -194,14 +201,16 @@ def fit_slope(
     return MeanField(Basis(space, choices[best]), linear.mT.reshape(sizes[best], P * P), None)
 
 
-def _best(B: Tensor, u: Tensor, root: Tensor | None, sizes: Sequence[int]) -> tuple[int, Tensor, Tensor]:
-    """The least-squares fit with the first ``sizes[i]`` columns that generalised cross-validation prefers.
+def _best(
+    B: Tensor, u: Tensor, root: Tensor | None, sizes: Sequence[int], margin: int = 0
+) -> tuple[int, Tensor, Tensor]:
+    """The least-squares fit with the first ``sizes[i]`` columns, i ``margin`` places after what cross-validation prefers.
 
     Returns i, the coefficients (p, Q) and their covariance (p Q, p Q).
     """
     n, Q = u.shape
     if root is None:
-        return _best_unweighted(B, u, sizes)
+        return _best_unweighted(B, u, sizes, margin)
     gram, right, total = normal_equations(B, u, root)
     scores, fits = [], []
     for size in sizes:
@@ -210,12 +219,12 @@ def _best(B: Tensor, u: Tensor, root: Tensor | None, sizes: Sequence[int]) -> tu
         c = inverse @ right[:k]
         scores.append(float(total - right[:k] @ c) / (1.0 - k / (n * Q)) ** 2)
         fits.append((c, inverse))
-    best = min(range(len(sizes)), key=scores.__getitem__)
+    best = min(min(range(len(sizes)), key=scores.__getitem__) + margin, len(sizes) - 1)
     c, inverse = fits[best]
     return best, c.reshape(-1, Q), inverse
 
 
-def _best_unweighted(B: Tensor, u: Tensor, sizes: Sequence[int]) -> tuple[int, Tensor, Tensor]:
+def _best_unweighted(B: Tensor, u: Tensor, sizes: Sequence[int], margin: int) -> tuple[int, Tensor, Tensor]:
     """The same where the components of u have one covariance everywhere, which is estimated."""
     n, Q = u.shape
     gram, right, total = B.mT @ B, B.mT @ u, u.mT @ u
@@ -227,7 +236,7 @@ def _best_unweighted(B: Tensor, u: Tensor, sizes: Sequence[int]) -> tuple[int, T
         misfit = total - right[:size].mT @ c
         scores.append(float((misfit.diagonal() / unit).mean()) / (1.0 - size / n) ** 2)
         fits.append((c, inverse, misfit / max(1, n - size)))
-    best = min(range(len(sizes)), key=scores.__getitem__)
+    best = min(min(range(len(sizes)), key=scores.__getitem__) + margin, len(sizes) - 1)
     c, inverse, spread = fits[best]
     return best, c, torch.einsum("pq,ab->paqb", inverse, spread).reshape(len(c) * Q, len(c) * Q)
 

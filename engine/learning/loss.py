@@ -56,6 +56,8 @@ class Loss:
         self._dtype = modality.dtype
         learnable = [(name, m) for name, m in modality.named_modules() if isinstance(m, Learnable)]
         self.trains_summary = any(m.summary is not None and not m.frozen_summary for _, m in learnable)
+        own = [w.dtype for w in modality.parameters() if w.is_floating_point()]
+        self._rounds = self.trains_summary and set(own) == {torch.float32}  # a network sees x before it is standardised
         frozen = [(name, m.summary) for name, m in learnable if m.summary is not None and m.frozen_summary]
         self._left_alone = tuple(f"{name}.summary.".lstrip(".") for name, _ in frozen)
         self._frozen = [summary for _, summary in frozen]
@@ -64,7 +66,7 @@ class Loss:
         """What training needs of x (n, N, *event_shape): (n, N, *event_shape) or features (n, N, F)."""
         if self.frozen:
             return self.features(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        return x.to(self._dtype) if self.trains_summary else x  # a network rounds it; standardising comes first
+        return x.to(torch.float32) if self._rounds else x
 
     def features(self, x: Tensor) -> Tensor:
         """The raw features (n, F) of rows x, without a graph and with every layer in evaluation mode."""

@@ -29,6 +29,8 @@ from engine.search import feasible, given_start
 
 __all__ = ["refined_estimate", "refined_estimates"]
 
+_NOISE = 1 / 9  # of the information: a slope that is three standard errors from none
+
 
 def refined_estimate(
     evidence: Evidence,
@@ -163,12 +165,17 @@ def refined_estimates(
         provenance=provenance,
         progress=progress,
     )
-    for b, one in enumerate(found.refinements):
-        status, reason = _verdict(fits.status[b], fits.reason[b], one)
-        fits.status[b], fits.reason[b] = status, reason
-        if status is Status.FAILED:
-            for tensor in (fits.theta, fits.covariance, fits.information, fits.log_evidence):
-                tensor[b] = torch.nan
+    at = 0
+    for part in fits._found:  # what single estimates are made of again
+        for k in range(len(part.status)):
+            status, reason = _verdict(fits.status[at], fits.reason[at], found.refinements[at])
+            fits.status[at], fits.reason[at] = status, reason
+            if status is Status.FAILED:
+                part.status[k] = status
+                for row, whole in ((k, part), (at, fits)):
+                    for tensor in (whole.theta, whole.covariance, whole.information, whole.log_evidence):
+                        tensor[row] = torch.nan
+            at += 1
     object.__setattr__(fits, "refinement", found.refinements)
     return fits
 
@@ -188,6 +195,14 @@ def _inside(theta: Tensor, fixed: Mapping[str, float], space: ParameterSpace) ->
 
 
 def _verdict(status: Status, reason: str, one: Refinement) -> tuple[Status, str]:
+    if one.rounds == 0:
+        return Status.FAILED, "S of the raw scalars is −∞ at all points of the prior that were tried; check bounds and data"
+    if one.converged and one.noise > _NOISE:
+        return (
+            Status.FAILED,
+            f"the simulations hardly tell how the scores depend on θ: noise makes up {min(one.noise, 1.0):.0%} of the information "
+            "in some direction; give it more simulations, and see that the simulator is that of the data",
+        )
     if not one.converged:
         return (
             Status.FAILED,

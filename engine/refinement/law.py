@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.certificate.basis import exponents
 from engine.certificate.calibration import Calibrated, paired, simulated_scores
-from engine.certificate.draws import reflected, simulate_blocks
+from engine.certificate.draws import paired_theta, reflected, simulate_blocks, steps
 from engine.certificate.fields import normal_equations, pseudo_inverse
 from engine.certificate.scores import scored_rows
 from engine.errors import ModalityError
@@ -73,6 +73,14 @@ class Law:
             slope[:, j] = (self.powers[:, j] * (z**lowered).prod(-1)) @ self.coefficients
         inner = self.covariance.reshape(len(f), P, len(f), P)
         return f @ self.coefficients, slope, torch.einsum("p,paqb,q->ab", f, inner, f)
+
+    def slope_noise(self, theta: Tensor, weights: Tensor) -> Tensor:
+        """What the noise of the slope adds to Aᵀ Ω A on average, (P, P), at theta (P,) for weights Ω (P, P)."""
+        z, P = theta - self.reference, len(theta)
+        lowered = (self.powers - torch.eye(P, dtype=torch.long)[:, None]).clamp_min(0)  # one for each derivative
+        g = self.powers.mT * (z**lowered).prod(-1)  # (P, p)
+        inner = self.covariance.reshape(g.shape[1], P, g.shape[1], P)
+        return torch.einsum("jp,kq,paqb,ab->jk", g, g, inner, weights)
 
 
 class Laws(Protocol):
@@ -175,9 +183,9 @@ class SimulatedLaws:
         z = width * torch.randn(simulations - 2 * pairs, P, generator=generator, dtype=torch.float64)
         z[round(_SPREAD * simulations) :] *= _CLOSE
         reach = torch.minimum(_REACH * width, torch.maximum(width, _LINEAR * self.prior.scale))
-        step = reach * torch.randn(pairs, P, generator=generator, dtype=torch.float64)
+        step = reach * steps(pairs, P, generator)
         alone = reflected(reference + z, self.prior)
-        ends = [reflected(reference + step, self.prior), reflected(reference - step, self.prior)]
+        ends = paired_theta(reference, step, self.prior)
         rows, u, lost = self._scores(alone, reference, seed, 1)
         found = [self._scores(end, reference, seed, 2) for end in ends]
         self.excluded += lost + sum(part[2] for part in found)

@@ -7,6 +7,7 @@ one "observation" each (:class:`engine.refinement.RefinedScalar`), which the sum
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -43,7 +44,7 @@ _ALIKE = 5.0  # nats of S̃ within which the raw sum decides
 _RIVAL = 3.0  # nats within which another root is worth a word
 _UNLIKE = 1e-2  # the chance of data as unlike those of a root, below which others are looked for
 _EVERYWHERE = 12  # points of the prior to look from
-_TESTED = 0.25  # degrees of freedom below which there is nothing to test
+_TESTED = 0.01  # the variance of a residual, in units of its score's, below which θ̂ takes all of it
 _CHUNK = 128  # data sets that are refined, and kept, together
 _NUMBERS = 2**24  # of data in one chunk
 
@@ -59,9 +60,11 @@ class Refinement:
         rounds: How many reference points it took.
         converged: Whether θ̂ settled.
         misfit: Plugin -> −2 s̃(θ̂), about χ² with as many degrees of freedom as the plugin has parameters, or fewer.
-        statistic, dof: −2 S̃(θ̂) of all refined scalars, and its degrees of freedom: as many as scores, less the parts of θ
-            that they fix; a test of fit, and of tension between plugins. 0 degrees where there is nothing to test.
+        statistic, dof: χ² of the residuals of all refined scalars at θ̂, each in units of its own error there, and its degrees
+            of freedom: as many as scores, less the parameters that only they fix. It is −2 S̃(θ̂) where all plugins are
+            refined; a test of fit, and of tension between plugins. 0 degrees where there is nothing to test.
         rival: Another root nearly as good in the raw sum, by name; empty where there is none.
+        noise: The share of the information in some direction that the noise of simulated slopes makes up on average.
 
     Example:
         >>> Refinement({"a": "refined"}, {"a": 20_000}, {"a": 100}, 4, True, {"a": 0.3}, 0.3, 1, {}).p_value > 0.5
@@ -75,8 +78,9 @@ class Refinement:
     converged: bool
     misfit: Mapping[str, float]
     statistic: float
-    dof: float
+    dof: int
     rival: Mapping[str, float]
+    noise: float = 0.0
 
     @property
     def p_value(self) -> float:
@@ -177,8 +181,17 @@ class Sets:
     def part(self, start: int, stop: int, most: int | None) -> Part:
         """Data sets start to stop, with at most so many observations each."""
         whole = self.sets.part(start, stop)
-        x = {n: v[:, :most] for n, v in whole.x.items()}
-        return Part(x, {n: None if m is None else m[:, :most] for n, m in whole.mask.items()}, whole.count)
+        x, mask = dict(whole.x), dict(whole.mask)
+        for name, m in whole.mask.items():
+            if m is not None:  # those that count come first
+                order = torch.argsort(m.to(torch.uint8), dim=1, descending=True, stable=True)
+                each = torch.arange(len(m))[:, None]
+                x[name], mask[name] = x[name][each, order], m[each, order]
+        return Part(
+            {n: v[:, :most] for n, v in x.items()},
+            {n: None if m is None else m[:, :most] for n, m in mask.items()},
+            whole.count,
+        )
 
 
 class Single:
@@ -300,12 +313,16 @@ def _chunk(
     few = max(1000, min(5000, simulations // 4))
     search_few = solver(_TRIED)
     tried = search_few.run(item, theta, few, (seed, 1))
-    best, rivals, bad = _choose(raw, tried, search_few.fit(tried, (seed, 3)), space, last - first)
+    told = any(source.kind == "refined" for source in laws.values())  # by simulations, which root is the right one
+    judge = None if told else Ensemble(space, modalities, data.part(first, last, _TRIED), prior=prior)
+    best, rivals, bad = _choose(judge, tried, search_few.fit(tried, (seed, 3)), space, last - first)
     if len(bad):  # no root of the raw maxima's looks like the data: look everywhere
         item, theta = _everywhere(space, inside, middle, idle, bad, seed)
         tried = _distinct(tried.joined(search_few.run(item, theta, few, (seed, 1))), bad, space)
-        best, rivals, _ = _choose(raw, tried, search_few.fit(tried, (seed, 3)), space, last - first)
-    rows = solver(None).run(torch.arange(last - first), tried.theta[best], simulations, (seed, 2))
+        best, rivals, _ = _choose(judge, tried, search_few.fit(tried, (seed, 3)), space, last - first)
+    alive = torch.unique(tried.item)  # without data sets that the raw scalars call impossible everywhere
+    rows = search_few.blank(torch.arange(last - first), middle.repeat(last - first, 1))
+    rows = rows.replaced(alive, solver(None).run(alive, tried.theta[best[alive]], simulations, (seed, 2)))
     counts = {name: _counts(data, name, first, last) for name in laws}
     refinements = [_record(rows, b, laws, learned, counts, rivals[b], space) for b in range(last - first)]
     return rows, refinements
@@ -355,19 +372,22 @@ def _distinct(rows: Rows, items: Tensor, space: ParameterSpace) -> Rows:
 
 
 def _choose(
-    raw: Ensemble, tried: Rows, found: tuple[Tensor, Tensor], space: ParameterSpace, count: int
+    raw: Ensemble | None, tried: Rows, found: tuple[Tensor, Tensor], space: ParameterSpace, count: int
 ) -> tuple[Tensor, list[dict[str, float]], Tensor]:
     """The row to go on with for each data set, another one nearly as good, and the data sets for which none looks right.
 
-    The row whose refined scalars and whose data fit best; where no simulator tells, among those that fit alike the one
-    with the highest raw sum.
+    The row whose refined scalars and whose data fit best; where no simulator tells, the one with the highest raw sum
+    among those that fit alike.
     """
     fit, dof = found
-    at = torch.where(tried.done, raw.value(tried.theta, tried.item), -torch.inf)
+    at = None if raw is None else torch.where(tried.done, raw.value(tried.theta, tried.item), -torch.inf)
     score = torch.where(tried.done, tried.value - 0.5 * fit, -torch.inf)
     best, rivals, bad = torch.zeros(count, dtype=torch.long), [], []
     for b in range(count):
         own = (tried.item == b).nonzero()[:, 0]
+        if not len(own):
+            rivals.append({})
+            continue
         top = score[own].max()
         if not bool(torch.isfinite(top)):
             best[b] = own[tried.step[own].argmin()]
@@ -375,7 +395,7 @@ def _choose(
             bad.append(b)
             continue
         alike = own[score[own] >= top - _ALIKE]
-        best[b] = alike[at[alike].argmax()] if float(dof[own].max()) == 0.0 else own[score[own].argmax()]
+        best[b] = own[score[own].argmax()] if at is None else alike[at[alike].argmax()]
         rivals.append(_rival(tried, score, alike, int(best[b]), space))
         if float(fit[best[b]]) > float(stats.chi2.isf(_UNLIKE, max(1.0, float(dof[best[b]])))):
             bad.append(b)
@@ -402,12 +422,15 @@ def _record(
 ) -> Refinement:
     present = [name for name in laws if counts[name][b]]
     misfit = {name: float(rows.misfit[name][b]) for name in present}
-    # E[−2 S̃] is the number of scores less tr(J C), J the information of the refined scalars and C the covariance of θ̂
-    dof = 0.0
-    for name in present:
-        index = torch.tensor(space.indices(learned[name].parameter_names))
-        L, C = rows.refined[name][b, :, :-1], rows.covariance[b][index[:, None], index]
-        dof += len(index) - float((L.mT @ L @ C).trace())
+    # the residuals of N(Lθ, 1) scores at θ̂ have the covariance 1 − L C Lᵀ, C that of θ̂
+    parts = [rows.refined[name][b] for name in present]
+    L = torch.zeros(sum(len(part) for part in parts), len(space), dtype=torch.float64)
+    for row, part, name in zip(itertools.accumulate(map(len, parts), initial=0), parts, present, strict=False):
+        L[row : row + len(part), space.indices(learned[name].parameter_names)] = part[:, :-1]
+    residual = torch.cat([part[:, -1] for part in parts]) - L @ rows.theta[b] if parts else L.new_zeros(0)
+    spread, axes = torch.linalg.eigh(torch.eye(len(L), dtype=torch.float64) - L @ rows.covariance[b] @ L.mT)
+    tested = spread > _TESTED
+    statistic = ((axes.mT @ residual).square() / spread.clamp_min(_TESTED))[tested].sum()
     return Refinement(
         kinds={name: laws[name].kind for name in present},
         simulations={name: int(rows.simulations[name][b]) for name in present},
@@ -415,7 +438,8 @@ def _record(
         rounds=int(rows.rounds[b]),
         converged=bool(rows.done[b]),
         misfit=misfit,
-        statistic=sum(misfit.values()),
-        dof=round(dof, 6) if dof > _TESTED else 0.0,
+        statistic=float(statistic),
+        dof=int(tested.sum()),
         rival=rival,
+        noise=max(0.0, float(torch.linalg.eigvals(rows.covariance[b] @ rows.noise[b]).real.max())),
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 from engine.certificate.fields import pseudo_inverse
 from engine.certificate.scores import score_rows
 from engine.ensemble import Ensemble
+from engine.errors import ModalityError
 from engine.evidence import Derivatives, prior_derivatives
 from engine.feasible import FeasibleSet
 from engine.modality import Modality
@@ -28,6 +29,7 @@ __all__: list[str] = []  # the machinery of refinement
 _WIDTH = 2.5  # of simulations around a reference, in standard errors
 _FIRST = 0.3  # the first width, and
 _MOST = 0.5  # the largest, in units of the parameter's scale
+_HELD = 0.1  # the width along what is held, in the same units
 _DONE = 0.6  # standard errors from a reference with simulations that need no new one
 _SETTLED = 1.5  # the same after a few rounds, in which the noise of the simulations moves θ̂
 _EXACT = 0.02  # standard errors, where the law is had at any θ
@@ -36,7 +38,7 @@ _FEW = 20  # observations from which their second moments are looked at
 _SHARE = 0.3  # standard errors within which rows share a reference
 
 
-TENSORS = ("item", "theta", "covariance", "done", "step", "rounds", "value")
+TENSORS = ("item", "theta", "covariance", "noise", "done", "step", "rounds", "value")
 TABLES = ("refined", "misfit", "simulations")
 
 
@@ -48,6 +50,7 @@ class Rows:
         item: The data set of each, shape (R,).
         theta: Where they are, (R, P).
         covariance: Of θ̂, with the finite simulations in it, (R, P, P).
+        noise: What the noise of simulated slopes adds to the information on average, (R, P, P).
         done: Which have settled, (R,).
         step: The last step in standard errors, (R,).
         rounds: How many it took, (R,).
@@ -60,6 +63,7 @@ class Rows:
     item: Tensor
     theta: Tensor
     covariance: Tensor
+    noise: Tensor
     done: Tensor
     step: Tensor
     rounds: Tensor
@@ -72,6 +76,12 @@ class Rows:
         """Some of them, by their ``rows`` (k,)."""
         tables = [{n: t[rows] for n, t in getattr(self, what).items()} for what in TABLES]
         return Rows(*(getattr(self, n)[rows] for n in TENSORS), *tables)  # pyright: ignore[reportArgumentType]
+
+    def replaced(self, rows: Tensor, other: Rows) -> Rows:
+        """These searches with some, by their ``rows`` (k,), taken from ``other``, which has k."""
+        order = torch.arange(len(self.item))
+        order[rows] = len(order) + torch.arange(len(rows))
+        return self.joined(other).pick(order)
 
     def joined(self, other: Rows) -> Rows:
         """These searches, then ``other``."""
@@ -110,6 +120,7 @@ class Solver:
     ) -> None:
         self.space, self.inside, self.idle = space, inside, idle
         self.learned, self.laws, self.exact, self.prior, self.read = learned, laws, exact, prior, read
+        self.held = (inside.lower >= inside.upper) | idle
         self.columns = {name: torch.tensor(space.indices(m.parameter_names)) for name, m in sorted(learned.items())}
 
     def run(self, item: Tensor, theta: Tensor, simulations: int, seed: tuple[int, ...]) -> Rows:
@@ -120,11 +131,23 @@ class Solver:
             simulations: For each law that is made by simulation.
             seed: Of the simulations; the same in every round, so that what they add moves as little as θ does.
         """
+        rows = self.blank(item, theta)
+        damping = torch.ones(len(theta), dtype=torch.float64)
+        for number in range(_ROUNDS):
+            live = (~rows.done).nonzero()[:, 0]
+            if not len(live):
+                break
+            self._round(rows, live, damping, number, simulations, seed)
+        return rows
+
+    def blank(self, item: Tensor, theta: Tensor) -> Rows:
+        """Searches of data sets ``item`` (R,) that have not left theta (R, P)."""
         R = len(theta)
         rows = Rows(
             item,
             theta.clone(),
             torch.diag((_FIRST / _WIDTH * self.space.scale) ** 2).repeat(R, 1, 1),
+            torch.zeros(R, len(self.space), len(self.space), dtype=torch.float64),
             torch.zeros(R, dtype=torch.bool),
             torch.full((R,), torch.inf, dtype=torch.float64),
             torch.zeros(R, dtype=torch.long),
@@ -135,12 +158,6 @@ class Solver:
             rows.refined[name] = torch.zeros(R, size, size + 1, dtype=torch.float64)
             rows.misfit[name] = torch.zeros(R, dtype=torch.float64)
             rows.simulations[name] = torch.zeros(R, dtype=torch.long)
-        damping = torch.ones(R, dtype=torch.float64)
-        for number in range(_ROUNDS):
-            live = (~rows.done).nonzero()[:, 0]
-            if not len(live):
-                break
-            self._round(rows, live, damping, number, simulations, seed)
         return rows
 
     def fit(self, rows: Rows, seed: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -177,23 +194,25 @@ class Solver:
         theta, covariance = rows.theta[live], rows.covariance[live]
         sd = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()
         sd = torch.minimum(torch.where(sd > 0, sd, torch.inf), _MOST / _WIDTH * self.space.scale)
+        sd = torch.where(self.held, _HELD / _WIDTH * self.space.scale, sd)
         widths = torch.minimum(_WIDTH * sd, _MOST * self.space.scale)
         if number:
             moved = (rows.step[live].clamp(max=10.0)[:, None] * sd).nan_to_num()
             widths = torch.minimum(torch.maximum(widths, 1.5 * moved), _MOST * self.space.scale)
         groups = _cover(theta, sd) if any(law.kind == "refined" for law in self.laws.values()) else None
         stacks_L, stacks_z, simulated = [], [], torch.zeros(len(live), dtype=torch.bool)
+        noise = torch.zeros(len(live), len(self.space), len(self.space), dtype=torch.float64)
         for name, index in self.columns.items():
             made, which = self._laws(name, theta[:, index], widths[:, index], groups, simulations, seed)
             reference = torch.stack([law.reference for law in made])[which]
             mean, count = self._mean_scores(name, rows.item[live], reference)
             simulated |= (self.laws[name].kind == "refined") & (count > 0)
-            refined = torch.stack(
-                [
-                    _refined(made[k], m, int(n), at)
-                    for k, m, n, at in zip(which.tolist(), mean, count, theta[:, index], strict=True)
-                ]
-            )
+            pairs = [
+                _refined(made[k], m, int(n), at)
+                for k, m, n, at in zip(which.tolist(), mean, count, theta[:, index], strict=True)
+            ]
+            refined = torch.stack([pair[0] for pair in pairs])
+            noise[:, index[:, None], index] += torch.stack([pair[1] for pair in pairs])
             rows.refined[name][live] = refined
             rows.simulations[name][live] = torch.tensor([made[k].simulations for k in which.tolist()])
             full = torch.zeros(len(live), len(index), len(self.space), dtype=torch.float64)
@@ -202,11 +221,11 @@ class Solver:
             stacks_z.append(refined[..., -1])
         L, z = torch.cat(stacks_L, 1), torch.cat(stacks_z, 1)
         top, information, value = self._maximum(L, z, rows.item[live], theta)
-        inverse = pseudo_inverse(information)
+        free = (~self.held).double()
+        inverse = pseudo_inverse(information * free * free[:, None])
         error = inverse.diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()
-        free = error > 0
         step = top - theta
-        size = torch.where(free, step.abs() / error.clamp_min(1e-300), 0.0).amax(-1)
+        size = torch.where(error > 0, step.abs() / error.clamp_min(1e-300), 0.0).amax(-1)
         # a search that goes back and forth goes half as far
         back = (size > 0.7 * rows.step[live]) & (number >= 3)
         damping[live] = torch.where(back, 0.7 * damping[live], damping[live])
@@ -216,7 +235,8 @@ class Solver:
         done = (cut >= 1.0) & (size <= near)
         part = torch.where(done, 1.0, cut * damping[live])
         rows.theta[live] = theta + part[:, None] * step
-        rows.covariance[live], rows.step[live], rows.value[live] = inverse, size, value
+        rows.covariance[live], rows.noise[live] = inverse, noise
+        rows.step[live], rows.value[live] = size, value
         rows.rounds[live] += 1
         rows.done[live] = done & torch.isfinite(value)
         for name, index in self.columns.items():
@@ -245,7 +265,10 @@ class Solver:
             if not waiting:
                 return
             owner = torch.cat([torch.full((len(x),), r) for r, x in waiting])
-            u = score_rows(modality, torch.cat([x for _, x in waiting]), reference[owner])
+            try:
+                u = score_rows(modality, torch.cat([x for _, x in waiting]), reference[owner])
+            except ModalityError as error:
+                raise ModalityError(f"plugin '{name}': {error}") from error
             total.index_add_(0, owner, u)
             count.index_add_(0, owner, torch.ones_like(owner))
             waiting.clear()
@@ -282,16 +305,18 @@ class Solver:
         return found.theta, found.at.information, torch.where(found.converged, found.at.value, -torch.inf)
 
 
-def _refined(law: Law, mean: Tensor, n: int, at: Tensor) -> Tensor:
-    """[L | z] of a mean score of n observations, its law linearised at a θ (P,); zero for no observations."""
+def _refined(law: Law, mean: Tensor, n: int, at: Tensor) -> tuple[Tensor, Tensor]:
+    """[L | z] of a mean score of n observations, its law linearised at a θ (P,), and what noise adds to Lᵀ L (P, P);
+    zero for no observations."""
     P = len(at)
-    out = torch.zeros(P, P + 1, dtype=torch.float64)
+    out, noise = torch.zeros(P, P + 1, dtype=torch.float64), torch.zeros(P, P, dtype=torch.float64)
     if n:
         m, slope, V = law.at(at)
         root = torch.linalg.cholesky(torch.linalg.inv(law.variance / n + V))
         out[:, :P] = root.mT @ slope
         out[:, P] = root.mT @ (mean - m + slope @ at)
-    return out
+        noise = law.slope_noise(at, root @ root.mT)
+    return out, noise
 
 
 def _stream(name: str) -> int:

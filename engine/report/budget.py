@@ -50,7 +50,8 @@ def budget_figure(certificate: Certificate, path: str | PathLike[str] | None = N
     columns = min(3, len(pairs))
     rows = -(-len(pairs) // columns)
     figure = Figure(figsize=(1.0 + 4.2 * columns, 3.6 * rows), layout="constrained")
-    said = f"observations carried (bias < {kappa:g} standard errors)"
+    said = "observations carried"
+    figure.suptitle(f"until the bias passes {kappa:g} standard errors", fontsize="medium")
     drawn = None
     for n, (i, j) in enumerate(pairs):
         axes = figure.add_subplot(rows, columns, n + 1)

@@ -27,13 +27,13 @@ __all__ = ["EVENT", "NAMES", "SIDE", "SPACE", "Image", "counts", "information", 
 NAMES = ("flux", "width")
 SPACE = ParameterSpace(
     [
-        Parameter("flux", Uniform(40.0, 160.0), unit="photons/s", label="F"),
-        Parameter("width", Uniform(1.0, 3.0), unit="pixels", label="w"),
+        Parameter("flux", Uniform(50.0, 150.0), unit="photons/s", label="F"),
+        Parameter("width", Uniform(1.0, 2.8), unit="pixels", label="w"),
     ]
 )
 SIDE = 16  # pixels
 EVENT = (SIDE, SIDE)
-SKY = 1.5  # σ of a pixel, photons/s
+SKY = 1.0  # σ of a pixel, photons/s
 AXIS_RATIO = 0.6
 BASELINES = torch.tensor([0.05, 0.09], dtype=torch.float64)  # cycles per pixel
 VISIBILITY_SD = 0.08
@@ -74,7 +74,7 @@ class Image(Modality):
         """log mean over φ of exp(−|x − F g(w, φ)|² / 2σ²): x (*batch, SIDE, SIDE), θ (*batch, 2) -> (*batch)."""
         angles = math.pi / _ANGLES * torch.arange(_ANGLES, dtype=torch.float64)
         shape = profile(theta[..., 1:].double(), angles)  # (*batch, angles, pixels)
-        overlap = (shape @ x.double().flatten(-2)[..., None])[..., 0]
+        overlap = torch.einsum("...ap,...p->...a", shape, x.double().flatten(-2))
         flux = theta[..., :1].double()
         each = (flux * overlap - 0.5 * flux.square() * shape.square().sum(-1)) / SKY**2
         return each.logsumexp(-1)
@@ -86,7 +86,7 @@ class Image(Modality):
 
 def counts() -> PoissonCounts:
     """The evidence of photons counted in a blue and a red band, above a known sky; it says nothing of the width."""
-    return PoissonCounts(signal=[0.7, 0.5], background=[60.0, 30.0], strength="flux")
+    return PoissonCounts(signal=[1.0, 0.7], background=[50.0, 30.0], strength="flux")
 
 
 def visibility(theta: Tensor, u: Tensor) -> Tensor:
@@ -116,9 +116,7 @@ def information(names: Iterable[str], theta: Tensor, simulations: int = 1000, se
         else:
             image = Image()
             for k, point in enumerate(theta):
-                leaf = point.clone().requires_grad_()
-                at = leaf.expand(simulations, 2)
-                x = simulate_image(at.detach(), generator)
-                score = torch.autograd.grad(image(x, at).sum(), at)[0]
-                out[k] += score.T @ score / simulations
+                x = simulate_image(point.expand(simulations, 2), generator)
+                score = torch.func.jacfwd(lambda t, x=x: image(x, t))(point)  # (simulations, 2)
+                out[k] += score.mT @ score / simulations
     return out

@@ -144,7 +144,7 @@ def test_too_few_pairs_are_refused(straight, pairs):
 def test_theta_that_never_changes_is_refused(straight, pairs):
     theta = pairs[0].clone()
     theta[:, 0] = 0.25
-    with pytest.raises(TrainingError, match="a = 0.25 throughout"):
+    with pytest.raises(TrainingError, match=r"a = 0\.25 throughout"):
         fit(straight(), pairs=(theta, pairs[1]), **QUICK)
 
 

@@ -65,7 +65,9 @@ def test_the_picture_has_both_curves_units_and_the_weights_that_were_kept(traini
 
 
 def test_a_picture_of_a_run_that_failed_at_once_can_be_drawn(training):
-    failed = Training(**{**vars(training), "losses": (), "validation_losses": (), "best_epoch": 0, "initial_loss": math.inf})
+    failed = Training(
+        **{**vars(training), "losses": (), "validation_losses": (), "best_epoch": 0, "initial_loss": math.inf}
+    )
     assert failed.figure().axes[0].get_title() == "unfinished"
 
 
