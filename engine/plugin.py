@@ -286,7 +286,9 @@ def read_plugin(folder: str | Path, trust: bool = False, *, check: bool = True) 
         written = describe(folder).files
         found = {name: digest for name, digest in file_hashes(folder).items() if name != "plugin.toml"}
         if changed := sorted(name for name in {*written, *found} if written.get(name) != found.get(name)):
-            raise TamperedError(f"{folder / changed[0]} is not the file that plugin.toml was written with; restore it from a copy")
+            raise TamperedError(
+                f"{folder / changed[0]} is not the file that plugin.toml was written with; restore it from a copy"
+            )
     return _read(folder, trust, guarded=not trust)
 
 

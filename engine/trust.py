@@ -184,7 +184,7 @@ def _flat_advice(plugins: Mapping[str, TrustedPlugin]) -> str:
 def _settled(status: Status, reason: str, verdict: tuple[Status | None, str]) -> tuple[Status, str]:
     """The status that says most: what the maximum itself is, where that is no usable one; else what is known of it."""
     if verdict[0] is None:
-        return status, reason
+        return status, f"{reason}; {verdict[1]}" if verdict[1] else reason
     usable = status in (Status.CONVERGED, Status.AT_BOUND)
     return (verdict[0] if usable else status), f"{verdict[1]}; {reason}" if usable else f"{reason}; {verdict[1]}"
 
@@ -352,8 +352,9 @@ def _one(
         outside, why = certificate.domain.outside(plugin.modality, x, local)
         if outside:
             return Trust("outside_domain", n, budget, bias, why)
+    by_force = f"it was admitted by force although: {plugin.forced}" if plugin.forced else ""
     if plugin.kind == "refined":
-        return Trust("refined", n, float("inf"), 0.0)
+        return Trust("refined", n, float("inf"), 0.0, by_force)
     if plugin.usable is None:
         why = (
             "it has no certificate"
@@ -362,7 +363,7 @@ def _one(
         )
         return Trust("uncertified", n, reason=why)
     if plugin.forced:
-        return Trust("uncertified", n, budget, bias, f"it was admitted by force although: {plugin.forced}")
+        return Trust("uncertified", n, budget, bias, by_force)
     return Trust("certified", n, budget, bias)
 
 

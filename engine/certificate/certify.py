@@ -251,7 +251,8 @@ def _slopes(
         down[:, j] = (down[:, j] - h).clamp(min=float(space.lower[j]))
         columns.append(-(score_rows(inner, x, up) - score_rows(inner, x, down)) / (up - down)[:, j, None])
     J = torch.stack(columns, -1)
-    field = fit_mean(space, theta, J.reshape(-1, P * P), tried=degrees(P, max(1, len(theta) // 100))[:7])
+    tried = degrees(P, max(1, min(len(theta) // 100, (int(point.max()) + 1) // 3)))[:7]
+    field = fit_mean(space, theta, J.reshape(-1, P * P), tried=tried)
     root = variance.root(theta)
     curved = information_rows(inner, x[:2000], theta[:2000])[1]
     gap = (root.mT @ (0.5 * (J + J.mT)) @ root)[:2000] - root[:2000].mT @ curved @ root[:2000]

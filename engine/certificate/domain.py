@@ -26,6 +26,7 @@ __all__ = ["Domain"]
 _REFERENCES = 1000
 _NEIGHBOUR = 5
 _FEATURES = 16  # principal components; beyond them distances say little
+_MANY = 500  # features from which so many simulations are enough to find their components
 _TAIL = 0.01
 _LEVEL = 1e-4  # the chance of a false alarm for data of the training distribution
 _NUMBERS = 2**22  # of data whose features are computed together
@@ -71,16 +72,17 @@ class Domain:
             x: Simulations over the prior, in no order.
         """
         features = _features(modality, x[: 2 * _REFERENCES])
-        centre = features.mean(0)
-        _, sizes, axes = torch.linalg.svd((features - centre) / max(1, len(features) - 1) ** 0.5, full_matrices=False)
+        constant = (features == features[:1]).all(0)
+        centre = torch.where(constant, features[0], features.mean(0))
+        unit = torch.where(constant, 1.0, features.std(0).clamp_min(1e-300))  # features have units of their own
+        some = ((features - centre) / unit)[: len(features) if features.shape[1] <= _MANY else _MANY]
+        _, sizes, axes = torch.linalg.svd(some / max(1, len(some) - 1) ** 0.5, full_matrices=False)
         use = sizes > 1e-5 * sizes[:1].clamp_min(1e-150)
-        whiten = (axes[use] / sizes[use, None])[:_FEATURES].mT.contiguous()
+        whiten = (axes[use] / sizes[use, None])[:_FEATURES].mT / unit[:, None]
         rows = (features - centre) @ whiten
         half = len(rows) // 2
         found = cls(centre, whiten, rows[:half], torch.zeros(0, dtype=torch.float64))
         scores = found._distance(rows[half:]).sort().values
-        constant = (features == features[:1]).all(0)
-        centre = torch.where(constant, features[0], centre)
         return cls(centre, whiten, rows[:half], scores, float(scores[-1]), constant)
 
     def along(self, modality: Modality, space: ParameterSpace, theta: Tensor, x: Tensor) -> Domain:
@@ -93,7 +95,8 @@ class Domain:
             x: Simulations made there, shape (n, *event_shape).
         """
         distance = self._distance(self._whitened(_features(modality, x)))
-        tried = degrees(len(space), max(1, len(x) // 100))
+        points = len(torch.unique(theta, dim=0))
+        tried = degrees(len(space), max(1, min(len(x) // 100, points // 3)))
         tail = fit_mean(space, theta, (distance > self._edge)[:, None].double(), tried=tried)
         return replace(self, tail=tail, farthest=max(self.farthest, float(distance.max())))
 
@@ -143,8 +146,8 @@ class Domain:
         many = int((distance > self._edge).sum())
         expected = 2 * _TAIL
         if self.tail is not None and theta is not None:
-            known, error = float(self.tail.at(theta[None])[0, 0]), float(self.tail.error(theta[None])[0, 0, 0]) ** 0.5
-            expected = min(1.0, max(expected, 1.5 * known + 3.0 * error))
+            known, variance = float(self.tail.at(theta[None])[0, 0]), float(self.tail.error(theta[None])[0, 0, 0])
+            expected = min(1.0, max(expected, 1.5 * known + 3.0 * max(0.0, variance) ** 0.5))
         chance = float(stats.binom.sf(many - 1, len(x), expected)) if many else 1.0
         if chance < _LEVEL:
             return True, f"{many} of {len(x)} observations lie outside 99 % of its training simulations"

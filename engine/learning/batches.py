@@ -54,6 +54,7 @@ class Batches:
         self.held_out = max(1, min(round(fraction * count), limit))
         check_enough(count, self.held_out, parameters)
         self._rows = (count - self.held_out) * each
+        self.steps = max(1, self._rows // size)  # of an epoch, as far as one can tell
         self._held = torch.zeros(count, dtype=torch.bool)
         self._held[torch.randperm(count, generator=generator_of(seed, Purpose.SPLIT))[: self.held_out]] = True
         self._starts = [0, *torch.tensor(pool.blocks.sizes).cumsum(0).tolist()]
@@ -71,6 +72,8 @@ class Batches:
         order, done = torch.randperm(len(self._blocks.sizes), generator=generator), 0
         for chosen in order.tensor_split(max(1, len(order) // self._together)):
             kept, theta, rows = self._read(chosen.tolist(), held=False)
+            if not len(rows):  # blocks of nothing but NaN
+                continue
             for i in _divided(rows[torch.randperm(len(rows), generator=generator)], self._size):
                 done += len(i)
                 yield Batch(kept[i], theta[i // self._each], done / self._rows)

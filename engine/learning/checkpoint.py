@@ -28,6 +28,7 @@ class State:
 
     Attributes:
         weights: All tensors of the modality that training changes.
+        average: Their running average, which is what is validated and kept.
         best: The same where the validation loss was lowest.
         parts: The validation loss of the latter, batch by batch.
         initial: The validation loss before the first epoch.
@@ -35,10 +36,12 @@ class State:
         losses, validation: Mean losses of the epochs so far.
         best_epoch: After how many epochs the best weights were found; 0 for those that it began with.
         worse: For how many epochs the validation loss has been clearly above the lowest.
+        steps: Of the optimiser so far.
         seconds: Of training so far.
     """
 
     weights: dict[str, Tensor]
+    average: dict[str, Tensor]
     best: dict[str, Tensor]
     parts: Tensor
     initial: float
@@ -47,6 +50,7 @@ class State:
     validation: list[float] = field(default_factory=list)
     best_epoch: int = 0
     worse: int = 0
+    steps: int = 0
     seconds: float = 0.0
 
     @property
@@ -60,8 +64,8 @@ class State:
         return self.validation[self.best_epoch - 1] if self.best_epoch else self.initial
 
 
-_TENSORS = ("weights", "best", "optimiser")
-_NUMBERS = ("initial", "losses", "validation", "best_epoch", "worse", "seconds")
+_TENSORS = ("weights", "average", "best", "optimiser")
+_NUMBERS = ("initial", "losses", "validation", "best_epoch", "worse", "steps", "seconds")
 
 
 def save_state(folder: Path, state: State) -> None:
@@ -106,7 +110,7 @@ def _unpacked(arrays: Mapping[str, Tensor], layout: list[list[Any]]) -> dict[str
     tensors = {}
     for name, kind, shape in layout:
         start, begin[kind] = begin[kind], begin[kind] + math.prod(shape)
-        tensors[name] = arrays[kind][start : begin[kind]].reshape(shape)
+        tensors[name] = arrays[kind][start : begin[kind]].reshape(shape).clone()
     return tensors
 
 

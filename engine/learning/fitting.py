@@ -59,9 +59,10 @@ def fit(
 ) -> Training:
     """Train a modality's scalar in place, from simulations or from labelled pairs.
 
-    The modality ends in float64 and in evaluation mode, with ``training_prior`` set. Its weights are the last ones, or
-    those that had the lowest loss on held-out θ where the last are clearly worse (see :mod:`engine.learning.optimisation`).
-    It is trained in the dtype and on the device that its weights have; an exception leaves it as it was.
+    The modality ends in float64 and in evaluation mode, with ``training_prior`` set. Its weights are an average over the last
+    steps, or the one that had the lowest loss on held-out θ where the last is clearly worse (see
+    :mod:`engine.learning.optimisation`). It is trained in the dtype and on the device that its weights have; an
+    exception leaves it as it was.
 
     One seed determines everything: the simulations, the weights that training begins with (every layer that has
     ``reset_parameters`` is drawn anew, but those of a frozen summary), the split, the batches and the loss's own

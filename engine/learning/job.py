@@ -383,7 +383,7 @@ def run_jobs(
     """
     spread = scheduler is not None or min(workers, len(files)) > 1
     if spread:
-        _dask()
+        _dask(scheduler)
     registry = Registry.open(workspace, trust=trust)
     jobs = [read_job(file, trust=trust) for file in files]
     spaces = [_space(job, registry.parameters) for job in jobs]
@@ -512,11 +512,16 @@ def _said(error: Exception) -> str:
 # -- several at a time --------------------------------------------------------------------------------------
 
 
-def _dask() -> Any:
+def _dask(scheduler: str | None = None) -> Any:
     try:
         import dask.distributed
+        from distributed.comm.addressing import get_address_host_port
     except ImportError as error:
         raise RegistryError("several plugins at a time need Dask: pip install 'scalar-evidence[dask]'") from error
+    try:
+        get_address_host_port(scheduler or "localhost:8786")
+    except ValueError as error:
+        raise RegistryError(f"scheduler must be an address such as tcp://host:8786, got {scheduler!r}") from error
     return dask.distributed
 
 
@@ -524,8 +529,7 @@ def _distributed(
     files: Sequence[Path], registry: Registry, trust: bool, workers: int, scheduler: str | None
 ) -> Generator[tuple[int, str]]:
     """The number of each file when a worker is done with it, and what was wrong, if anything."""
-    dask = _dask()
-    cluster = None
+    dask, cluster = _dask(), None
     if (
         scheduler is None
     ):  # workers share this machine's memory as any processes do: Dask's own limits would end large jobs
@@ -533,7 +537,7 @@ def _distributed(
             n_workers=min(workers, len(files)),
             threads_per_worker=1,
             memory_limit=0,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # any port that is free
             silence_logs=logging.CRITICAL,
         )
     with cluster or nullcontext(), dask.Client(cluster or scheduler, set_as_default=False) as client:

@@ -1,19 +1,21 @@
-r"""The training loop: AdamW, a learning rate that rises and falls once, early stopping, the best weights kept.
+r"""The training loop: AdamW, a learning rate that rises and falls once, early stopping, averaged weights.
 
 .. math:: \eta(t) = \eta_0 \min(t / w, 1)\; \tfrac12 (1 + \cos(\pi\, \max(0, t - w) / (1 - w))), \qquad w = 0.05
 
 with t the part of all epochs that is done. Everything after a checkpoint is a function of the checkpoint, the settings
 and the data, so that a run that was killed ends with the same bits.
 
-Which weights are kept. The lowest of many validation losses is low by luck, too: of weights that move about an optimum
-it picks those that suit the held-out rows, a tenth of the data, and their scores are off by what a tenth of the data
-cannot tell. So the last weights are kept, which the falling learning rate has brought to rest, unless their loss is
-above the lowest by more than three standard errors of the difference, over held-out batches. Likewise training stops
-early when the validation loss has been above its lowest value by that much for a while, and not on a plateau.
+What is validated and kept is a running average of the weights, over the last 3 % of all steps: single steps move about
+an optimum, and so would the scores. The lowest of many validation losses is low by luck, too: it picks weights that suit
+the held-out rows, whose scores are off by what a tenth of the data cannot tell. So the last average is kept, unless its
+loss is above the lowest by more than one standard error of the difference, over held-out batches. Likewise training
+stops early when the validation loss has been above its lowest value by that much for a while, and not on a plateau.
 
 References:
     | Loshchilov and Hutter (2019), Decoupled weight decay regularization, https://arxiv.org/abs/1711.05101
     | Loshchilov and Hutter (2017), SGDR, https://arxiv.org/abs/1608.03983: the cosine
+    | Polyak and Juditsky (1992), Acceleration of stochastic approximation by averaging, SIAM J. Control Optim. 30, 838
+    | Breiman, Friedman, Olshen, Stone (1984), Classification and regression trees, section 3.4.3: one standard error
     | Pascanu, Mikolov, Bengio (2013), On the difficulty of training recurrent neural networks: clipped gradients
 """
 
@@ -38,7 +40,8 @@ __all__: list[str] = []
 _WARM_UP = 0.05
 _WEIGHT_DECAY = 0.01
 _LARGEST_GRADIENT = 5.0
-_CLEAR = 3.0  # standard errors: the lowest of many losses is one or two too low by luck
+_AVERAGED = 0.03  # of all steps: the memory of the average
+_CLEAR = 1.0  # standard errors
 _FLAT = 0.1  # of the whole fall of the validation loss: what the second half of the epochs may bring at most
 
 
@@ -82,10 +85,12 @@ class Optimisation:
             weight_decay=_WEIGHT_DECAY,
             fused=loss.device.type in ("cpu", "cuda"),
         )
+        self._memory = max(1.0, _AVERAGED * settings.epochs * batches.steps)
         if state is None:
-            begun = loss.copies()
-            parts = self._validate()
-            self.state = State(weights=begun, best=begun, parts=parts, initial=float(parts.mean()))
+            begun, parts = loss.copies(), self._validate()
+            self.state = State(
+                weights=begun, average=loss.copies(), best=begun, parts=parts, initial=float(parts.mean())
+            )
         else:
             self.state = state
             loss.load(state.weights)
@@ -122,10 +127,14 @@ class Optimisation:
                 total, before = total + value * (batch.done - before), batch.done
                 watch(number + batch.done)
         state.losses.append(total)
+        weights = self.loss.copies()
+        self.loss.load(state.average)
         parts = self._validate()
+        self.loss.load(weights)
         state.validation.append(float(parts.mean()))
         if state.validation[-1] < state.lowest:
-            state.best, state.parts, state.best_epoch = self.loss.copies(), parts, state.epoch
+            best = {name: t.clone() for name, t in state.average.items()}
+            state.best, state.parts, state.best_epoch = best, parts, state.epoch
         state.worse = state.worse + 1 if _clearly_above(parts, state.parts) else 0
         state.seconds += time.perf_counter() - started
         return self._ending()
@@ -168,8 +177,8 @@ class Optimisation:
         brought = (
             f"the second half of {state.epoch} epochs lowered the validation loss by {late:.3g} of {whole:.3g}{unit}"
         )
-        if not state.worse:  # then the lowest was a matter of luck, and the last weights are those that came to rest
-            state.best, state.best_epoch = self.loss.copies(), state.epoch
+        if not state.worse:  # then the lowest may be luck, and the last weights are those that came to rest
+            state.best, state.best_epoch = state.average, state.epoch
         if late <= _FLAT * whole:
             return Ending("converged", brought)
         return Ending("unfinished", f"{brought}, so that it was still falling; give more epochs")
@@ -188,7 +197,19 @@ class Optimisation:
         value = float(loss.detach())
         if math.isfinite(value) and math.isfinite(slope):
             self._optimiser.step()
+            self._average()
         return value, slope
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        self.state.steps += 1
+        share = max(1.0 / self._memory, 1.0 / (1.0 + 0.1 * self.state.steps))  # a shorter memory while it has little
+        for name, now in self.loss.tensors().items():
+            kept = self.state.average[name]
+            if kept.is_floating_point():
+                kept.lerp_(now, share)
+            else:
+                kept.copy_(now)
 
     def _validate(self) -> Tensor:
         """The loss of each held-out batch; with gradients, as a loss may differentiate within."""

@@ -35,6 +35,11 @@ class Draws:
         x: Shape (n, *event_shape), float64; (n, N, *event_shape) where sets were asked for and came.
         excluded: Draws with NaN or infinite entries, which are left out of both.
         rows: Which of the rows asked for these are, shape (n,).
+
+    Example:
+        >>> found = draw(lambda theta, generator: 2.0 * theta, torch.ones(3, 1), torch.Generator(), (1,))
+        >>> found.x.shape, found.excluded
+        (torch.Size([3, 1]), 0)
     """
 
     theta: Tensor

@@ -196,7 +196,10 @@ def _inside(theta: Tensor, fixed: Mapping[str, float], space: ParameterSpace) ->
 
 def _verdict(status: Status, reason: str, one: Refinement) -> tuple[Status, str]:
     if one.rounds == 0:
-        return Status.FAILED, "S of the raw scalars is −∞ at all points of the prior that were tried; check bounds and data"
+        return (
+            Status.FAILED,
+            "S of the raw scalars is −∞ at all points of the prior that were tried; check bounds and data",
+        )
     if one.converged and one.noise > _NOISE:
         return (
             Status.FAILED,

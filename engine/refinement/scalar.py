@@ -23,6 +23,7 @@ class RefinedScalar(Modality):
         parameter_names: The components of θ, P of them; x has shape (P, P + 1).
 
     Example:
+        >>> import torch
         >>> scalar = RefinedScalar(("a",))
         >>> scalar(torch.tensor([[[2.0, 6.0]]]), torch.tensor([[3.0], [4.0]])).tolist()
         [-0.0, -2.0]

@@ -59,7 +59,9 @@ def budget_figure(certificate: Certificate, path: str | PathLike[str] | None = N
         if i == j:
             order = values[:, i].argsort()
             axes.plot(values[order, i], budget[order], color="#0072b2", lw=1.8)
-            axes.axhline(certificate.limit(kappa), color="black", ls="--", lw=1.2, label="the most these simulations can certify")
+            axes.axhline(
+                certificate.limit(kappa), color="black", ls="--", lw=1.2, label="the most these simulations can certify"
+            )
             axes.set(ylabel=said, yscale="log")
             axes.legend(frameon=False)
             axes.grid(alpha=0.3)

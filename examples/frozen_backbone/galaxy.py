@@ -50,10 +50,11 @@ def pixels() -> tuple[Tensor, Tensor]:
 def profile(width: Tensor, angle: Tensor, ratio: Tensor | float = AXIS_RATIO) -> Tensor:
     """The share of the flux in every pixel: widths and angles (*batch) -> (*batch, SIDE²)."""
     x, y = pixels()
-    cos, sin = angle.cos()[..., None], angle.sin()[..., None]
-    u, v = cos * x + sin * y, (cos * y - sin * x) / (ratio if not isinstance(ratio, Tensor) else ratio[..., None])
-    area = 2.0 * math.pi * ratio * width.square()
-    return torch.exp(-0.5 * (u.square() + v.square()) / width[..., None].square()) / area[..., None]
+    along, across = -0.5 / width.square(), -0.5 / (ratio * width).square()
+    cos, sin = angle.cos(), angle.sin()
+    form = [along * cos * cos + across * sin * sin, 2.0 * (along - across) * cos * sin, along * sin * sin + across * cos * cos]
+    exponent = torch.stack(torch.broadcast_tensors(*form), -1) @ torch.stack([x * x, x * y, y * y])
+    return torch.exp(exponent) / (2.0 * math.pi * ratio * width.square())[..., None]
 
 
 def simulate_image(theta: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -165,3 +165,20 @@ TRUE = LinearLaw([[1.0, 0.2], [-0.3, 1.1], [0.5, 0.4]], [[1.0, 0.3, 0.0], [0.3, 
 WRONG = Quadratic(
     [[0.9, 0.1], [-0.1, 1.0], [0.6, 0.3]], [[1.2, -0.2, 0.1], [-0.2, 1.0, 0.0], [0.1, 0.0, 0.7]], [0.10, -0.05, 0.08]
 )
+
+
+class Cut(Shape):
+    """A scalar that calls x > 50 impossible."""
+
+    def log_evidence(self, x, theta):
+        return torch.where(x[..., 0] > 50.0, -torch.inf, super().log_evidence(x, theta))
+
+
+class OwnNumbers:
+    """A simulator that draws from a generator of its own, so that no two calls have numbers in common."""
+
+    def __init__(self, simulate, seed):
+        self.simulate, self.generator = simulate, torch.Generator().manual_seed(seed)
+
+    def __call__(self, theta, generator=None):
+        return self.simulate(theta, self.generator)

@@ -115,7 +115,7 @@ def test_features_are_taken_without_units_and_constant_ones_are_looked_at():
     new = torch.randn(200, 3, generator=g, dtype=torch.float64)
     new[:, 2] = 7.0
     ranks = [plain.score(MODALITY, new), other.score(MODALITY, new * torch.tensor([1e-6, 1e3, 1.0]))]
-    assert ((ranks[0] - ranks[1]).abs() < 0.02).all()
+    assert torch.allclose(*ranks, atol=1.1e-3)  # one rank of a thousand
     new[3, 2] = 7.1
     assert plain.outside(MODALITY, new) == (
         True,
@@ -125,12 +125,12 @@ def test_features_are_taken_without_units_and_constant_ones_are_looked_at():
 
 def test_many_features_are_looked_at_by_their_principal_components():
     g = generator(1)
-    mixing = torch.randn(3, 5000, generator=g, dtype=torch.float64)
+    mixing = torch.randn(3, 2000, generator=g, dtype=torch.float64)
     x = torch.randn(2500, 3, generator=g, dtype=torch.float64) @ mixing
     domain = Domain.of(MODALITY, x)
-    assert domain.whiten.shape == (5000, 3)
+    assert domain.whiten.shape == (2000, 3)
     rows = (x - domain.centre) @ domain.whiten
-    assert torch.allclose(torch.cov(rows.T), torch.eye(3).double(), atol=0.1)
+    assert torch.allclose(torch.cov(rows.T), torch.eye(3).double(), atol=0.25)  # 500 rows
     assert domain.outside(MODALITY, 6.0 * x[:50])[0]
 
 

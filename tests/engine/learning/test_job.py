@@ -275,7 +275,12 @@ def scheduler(lab):
     """The address of a Dask scheduler with two workers of two threads each, in this process."""
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=2, processes=False, protocol="tcp", dashboard_address=None, memory_limit=0
+        n_workers=2,
+        threads_per_worker=2,
+        processes=False,
+        protocol="tcp",
+        dashboard_address="127.0.0.1:0",
+        memory_limit=0,
     ) as cluster:
         yield cluster.scheduler_address
 
@@ -299,6 +304,12 @@ def test_worker_processes_make_the_same_plugins(registry, reference):
     pytest.importorskip("distributed")
     run_jobs([reference / "x.toml", reference / "y.toml"], registry.path, trust=True, workers=2)
     assert contents(registry.path) == contents(reference / "analysis")
+
+
+def test_a_scheduler_that_is_no_address_is_refused(write, registry):
+    pytest.importorskip("distributed")
+    with pytest.raises(RegistryError, match="scheduler must be an address such as tcp://host:8786, got 'nonsense'"):
+        run_jobs([write("x")], registry.path, trust=True, scheduler="nonsense")
 
 
 def test_without_dask_the_error_says_what_to_install(write, registry, copied, monkeypatch):

@@ -118,6 +118,15 @@ def test_rows_with_nan_are_left_out_and_counted(straight, pairs, stored, memory,
     assert same_bits(weights(modality), weights(without))
 
 
+def test_blocks_of_nothing_but_nan_are_passed_over(straight, pairs, stored):
+    theta, x = (values.repeat(10, 1) for values in pairs)
+    x[1000:3900] = math.nan
+    training = fit(straight(), pairs=stored(theta, x), memory=1, epochs=6)
+    assert training.excluded == 2900
+    assert training.held_out == 310
+    assert all(map(math.isfinite, training.losses))
+
+
 def test_more_than_half_the_rows_with_nan_are_refused(straight, pairs):
     theta, x = pairs[0], pairs[1].clone()
     x[:301] = math.nan

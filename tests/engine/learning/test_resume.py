@@ -18,6 +18,7 @@ from filelock import FileLock
 
 import engine
 from engine.learning import TrainingError, checkpoint, fit
+from modalities import NeuralPosterior
 
 ROOT = Path(engine.__file__).parents[1]
 SETTINGS = {"simulations": 2500, "epochs": 6, "batch": 100}
@@ -145,7 +146,7 @@ def test_a_hundred_kills_at_random_moments_do_not_change_a_bit(tmp_path, memory)
 
 @fork
 def test_a_kill_before_some_changes_of_the_disk_does_not_change_a_bit(tmp_path):
-    kills, _ = drive(EVERY_STEP, tmp_path, MEMORY, 61)
+    kills, _ = drive(EVERY_STEP, tmp_path, MEMORY, 71)
     assert kills >= 3
 
 
@@ -237,6 +238,34 @@ def test_a_finished_folder_returns_at_once(train, simulate, tmp_path, weights, s
     assert not again.training
     train(tmp_path / "run", first)  # and with the modality that it has trained
     assert same_bits(weights(first), weights(again))
+
+
+@pytest.mark.usefixtures("eager")
+def test_what_a_modality_learns_of_the_prior_comes_back_too(prior, simulate, tmp_path, weights, same_bits):
+    options = {"prior": prior, "simulate": simulate, **SETTINGS, "folder": tmp_path / "run"}
+
+    class Stopping(NeuralPosterior):
+        stop = True
+
+        def loss_of(self, features, theta, generator=None):
+            if self.stop and (tmp_path / "run" / "checkpoint-000002").exists():
+                raise KeyboardInterrupt
+            return super().loss_of(features, theta)
+
+    first = Stopping(("a", "b"), (3,), hidden=(8,), components=2)
+    with pytest.raises(KeyboardInterrupt):
+        fit(first, **options)
+    assert "prior" not in first.configuration
+    first.stop = False
+    fit(first, **options)  # goes on
+    again = Stopping(("a", "b"), (3,), hidden=(8,), components=2)
+    fit(again, **options)  # returns at once
+    again.stop = first.stop
+    fit(first, **options)  # and with the very modality that was trained
+    assert again.configuration == first.configuration
+    assert same_bits(weights(first), weights(again))
+    x, theta = torch.zeros(3).double(), torch.tensor([0.1, 0.7]).double()
+    assert torch.equal(first(x, theta), again(x, theta))
 
 
 def test_a_failed_run_is_kept_as_one(train, straight, tmp_path):

@@ -2,10 +2,12 @@
 
 import json
 import math
+import subprocess
 import sys
 
 import pytest
 
+import engine.learning
 from engine.learning import Training, fit
 
 QUICK = {"simulations": 300, "epochs": 3}
@@ -44,6 +46,15 @@ def test_plain_values_are_json_without_nan(training):
     assert found["validation_losses"] == [1.9, None]
     assert found["losses"] == [2.0, 1.5]
     assert (found["status"], found["converged"], found["epochs"], found["best_loss"]) == ("unfinished", False, 2, 1.9)
+
+
+def test_the_package_loads_what_is_asked_for_and_no_more():
+    code = "import sys, engine, engine.learning; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
+    assert set(engine.learning.__all__) <= set(dir(engine.learning))
+    with pytest.raises(AttributeError, match="no attribute 'train'"):
+        _ = engine.learning.train
 
 
 def test_seconds_do_not_tell_two_runs_apart(training):
