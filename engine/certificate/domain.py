@@ -162,10 +162,16 @@ class Domain:
     @classmethod
     def from_plain(cls, space: ParameterSpace, table: Mapping[str, Any]) -> Domain:
         """What :meth:`to_plain` gave, ``table``, with the parameters ``space`` that it was found for."""
-        tensors = (table[name].double() for name in ("centre", "whiten", "references", "scores"))
         tail = table.get("tail")
-        farthest, constant = float(table["farthest"]), table["constant"].bool()
-        return cls(*tensors, farthest, constant, None if tail is None else MeanField.from_plain(space, tail))
+        return cls(
+            table["centre"].double(),
+            table["whiten"].double(),
+            table["references"].double(),
+            table["scores"].double(),
+            float(table["farthest"]),
+            table["constant"].bool(),
+            None if tail is None else MeanField.from_plain(space, tail),
+        )
 
 
 def _features(modality: Modality, x: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ class Training:
         epochs = range(1, self.epochs + 1)
         axes.plot(epochs, self.losses, "--", color=_TRAINING, lw=1.5, label="training, while the weights change")
         axes.plot(range(self.epochs + 1), (self.initial_loss, *self.validation_losses), "-", color=_VALIDATION, lw=1.8,
-                  label="validation, after the epoch")  # fmt: skip
+                  label="validation, of the running average")  # fmt: skip
         axes.plot([self.best_epoch], [self.best_loss], "o", color="black", ms=6, label="weights that were kept")
         low, high = self._window()
         axes.set_ylim(low, high)
@@ -155,7 +155,7 @@ class Training:
         later = sorted(v for v in (*self.losses[1:], *self.validation_losses[1:], self.best_loss) if math.isfinite(v))
         if not later:
             return 0.0, 1.0
-        low, high = later[0], max(later[int(0.98 * (len(later) - 1))], later[0])
+        low, high = later[0], max(later[int(0.9 * (len(later) - 1))], later[0])
         room = 0.05 * (high - low) or 0.05 * abs(low) or 0.05
         return low - room, high + 2 * room
 

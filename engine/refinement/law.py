@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.certificate.basis import exponents
 from engine.certificate.calibration import Calibrated, paired, simulated_scores
-from engine.certificate.draws import paired_theta, reflected, simulate_blocks, steps
+from engine.certificate.draws import paired_theta, reflected, simulate_blocks
 from engine.certificate.fields import normal_equations, pseudo_inverse
 from engine.certificate.scores import scored_rows
 from engine.errors import ModalityError
@@ -33,8 +33,8 @@ _SPREAD = (
 )
 _CLOSE = 0.1  # of the width
 _VERIFIED = 2000  # simulations at a root, to see whether it is the right one
-_REACH = 2.0  # widths to the ends of a pair, where that is
-_LINEAR = 0.2  # of the parameter's scale at most: even powers cancel in a pair, and others are small that near
+_REACH = 4.0  # widths to the ends of a pair, where that is
+_LINEAR = 0.3  # of the parameter's scale at most: even powers cancel in a pair, and others are small that near
 _NEAR = 0.5  # K is measured within this part of the width
 _CUBIC = 0.1  # of the parameter's scale: widths from which cubes take part
 
@@ -183,7 +183,7 @@ class SimulatedLaws:
         z = width * torch.randn(simulations - 2 * pairs, P, generator=generator, dtype=torch.float64)
         z[round(_SPREAD * simulations) :] *= _CLOSE
         reach = torch.minimum(_REACH * width, torch.maximum(width, _LINEAR * self.prior.scale))
-        step = reach * steps(pairs, P, generator)
+        step = reach * torch.randn(pairs, P, generator=generator, dtype=torch.float64)
         alone = reflected(reference + z, self.prior)
         ends = paired_theta(reference, step, self.prior)
         rows, u, lost = self._scores(alone, reference, seed, 1)
@@ -206,6 +206,8 @@ class SimulatedLaws:
         K = (residual * weight[:, None]).mT @ residual / weight.sum() * (len(u) / max(1, len(u) - len(powers)))
         self._check(K, reference, len(u))
         apart = difference - D @ _least_squares(D, difference)
+        unequal = _errors(apart, ((ends[0] - ends[1]) / unit).square().sum(-1))[:, None]
+        D, difference, apart = D / unequal, difference / unequal, apart / unequal
         K_pair = apart.mT @ apart / max(1, len(apart) - len(powers))
         gram, right = _weighted(B, u, K)
         more, beside = _weighted(D, difference, K_pair + 1e-12 * K)
@@ -241,6 +243,19 @@ class SimulatedLaws:
                 f"plugin '{self.name}': the scores of {n} simulations at θ = ({at}) have no variance in some direction: "
                 "the scalar does not depend on all of its parameters there, and cannot be refined"
             )
+
+
+def _errors(residual: Tensor, squared: Tensor) -> Tensor:
+    """Relative errors (n,) of the differences of pairs at squared distances (n,), from their residuals (n, P).
+
+    A part of them is the same for all, that of independent draws; what a simulator adds to both ends cancels but for a
+    part that grows with the distance.
+    """
+    size = (residual / residual.square().mean(0).sqrt().clamp_min(1e-300)).square().mean(-1)
+    rise = squared - squared.mean()
+    slope = float((rise @ size / (rise @ rise).clamp_min(1e-300)).clamp(0.0, size.mean() / squared.mean()))
+    fitted = size.mean() + slope * rise
+    return fitted.clamp_min(1e-3 * size.mean()).sqrt()
 
 
 def _least_squares(B: Tensor, u: Tensor) -> Tensor:

@@ -76,20 +76,20 @@ def solved(*parts):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """240 data sets of 50 observations of a wrong scalar, refined."""
+    """240 data sets of 50 observations of a wrong scalar, refined with 8000 simulations, worth about 5000 at θ̂."""
     made = Registry.create(tmp_path_factory.mktemp("many") / "r", BOX)
     made.append("w", WRONG)
     x = draw(TRUE, 50, 1, B=240)
-    return made, x, made.estimate_many({"w": x}, refine={"w": TRUE}, simulations=20_000, seed=1)
+    return made, x, made.estimate_many({"w": x}, refine={"w": TRUE}, simulations=8000, seed=1)
 
 
 def test_a_refined_wrong_scalar_gives_the_efficient_estimate_from_its_score(many):
     made, x, fits = many
     exact, C = solved(precision_and_linear(WRONG, TRUE, x))
     sd = C.diagonal().sqrt()
-    # what the 20,000 simulations add: the mean score is known to about K/13,000, of K/50
-    assert (((fits.theta - exact) / sd).abs() < 4.0 * math.sqrt(50 / 13_000)).all()
-    assert (fits.covariance / C - 1.0).abs().max() < 0.06
+    # what the simulations add: the mean score is known to about K/5000, of K/50
+    assert (((fits.theta - exact) / sd).abs() < 4.0 * math.sqrt(50 / 5000)).all()
+    assert ((fits.covariance - C) / (sd * sd[:, None])).abs().max() < 0.1
     assert set(fits.status) == {Status.CONVERGED}
     raw = made.estimate_many({"w": x[:2]}, refine=False)
     assert ((raw.theta - exact[:2]) / sd).abs().max() > 1.0
@@ -100,7 +100,7 @@ def test_its_pulls_have_width_1(many):
     pulls = (fits.theta - THETA) / fits.sd
     slack = 3.0 / math.sqrt(240)
     assert ((pulls.std(0) - 1.0).abs() < slack / math.sqrt(2)).all()
-    assert (pulls.mean(0).abs() < slack + 4.0 * math.sqrt(50 / 13_000)).all()
+    assert (pulls.mean(0).abs() < slack + 4.0 * math.sqrt(50 / 5000)).all()
     chi = chi2(fits.theta - THETA, fits.covariance)
     assert stats.kstest(stats.chi2.sf(chi.numpy(), 2), "uniform").pvalue > 1e-3
 
@@ -108,9 +108,9 @@ def test_its_pulls_have_width_1(many):
 def test_many_are_as_one_by_one(many):
     made, x, fits = many
     for b in (0, 7):
-        one = made.estimate({"w": x[b]}, refine={"w": TRUE}, simulations=20_000, seed=1)
+        one = made.estimate({"w": x[b]}, refine={"w": TRUE}, simulations=8000, seed=1)
         # the simulations are those of another reference point, at most 0.3 standard errors away
-        assert (((one.theta - fits.theta[b]) / one.sd).abs() < 6.0 * math.sqrt(50 / 13_000)).all()
+        assert (((one.theta - fits.theta[b]) / one.sd).abs() < 6.0 * math.sqrt(50 / 5000)).all()
         assert torch.allclose(one.covariance, fits.covariance[b], rtol=0.1)
         again = fits[b]
         assert torch.equal(again.theta, fits.theta[b])
@@ -148,9 +148,9 @@ def test_a_simulator_with_numbers_of_its_own_is_used_too(registry):
     x = draw(TRUE, 100, 6, B=30)
     found = []
     for b in range(30):
-        fit = made.estimate({"w": x[b]}, refine={"w": OwnNumbers(TRUE, b)}, simulations=6000, seed=b)
+        fit = made.estimate({"w": x[b]}, refine={"w": OwnNumbers(TRUE, b)}, simulations=8000, seed=b)
         assert fit.status is Status.CONVERGED
-        assert 0.001 < fit.refinement.noise < 0.1  # of the slope's own simulations
+        assert 0.001 < fit.refinement.noise < 1 / 9  # the slope has noise of its own
         found.append(chi2(fit.theta - THETA, fit.covariance))
     assert abs(float(torch.stack(found).mean()) - 2.0) < 4.0 * 2.0 / math.sqrt(30)
 
@@ -159,14 +159,14 @@ def test_a_law_that_bends_is_refined_with_pulls_of_width_1(registry):
     law, scalar = CurvedLaw(), Family([[0.9, 0.1], [0.1, 1.2]], [0.05, -0.1])
     made = registry([Parameter("a", Uniform(-1.0, 1.0)), Parameter("b", Uniform(-1.0, 1.0))], w=scalar)
     theta = torch.tensor([0.2, 0.3]).double()
-    fits = made.estimate_many({"w": draw(law, 400, 7, theta, B=100)}, refine={"w": law}, simulations=20_000, seed=1)
+    fits = made.estimate_many({"w": draw(law, 400, 7, theta, B=80)}, refine={"w": law}, simulations=16_000, seed=1)
     assert set(fits.status) == {Status.CONVERGED}
     found = chi2(fits.theta - theta, fits.covariance)
-    # 400 observations share simulations worth 13,000 at most
-    assert abs(float(found.mean()) - 2.0) < 4.0 * 2.0 / math.sqrt(100) + 4.0 * math.sqrt(400 / 13_000)
+    # 400 observations share simulations worth 10,000 at most
+    assert abs(float(found.mean()) - 2.0) < 4.0 * 2.0 / math.sqrt(80) + 4.0 * math.sqrt(400 / 10_000)
     A, K = law.slope(theta), law.root(theta) @ law.root(theta).mT
     C = torch.linalg.inv(A) @ (K / 400) @ torch.linalg.inv(A).mT
-    assert (fits.covariance.mean(0) / C - 1.0).abs().max() < 0.15
+    assert ((fits.covariance.mean(0) - C) / (C.diagonal() * C.diagonal()[:, None]).sqrt()).abs().max() < 0.15
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
@@ -185,13 +185,13 @@ def test_few_observations_are_refined_too(registry, n):
 # -- sums -------------------------------------------------------------------------------------------------
 
 
-def sums(registry, names, B=120):
+def sums(registry, names, B=100):
     plugins = {"w": WRONG, "v": OTHER, "e": Gaussian(parameter_names=("a", "b"), sd=[0.3, 0.4])}
     laws = {**SIMULATORS, "e": LinearLaw(torch.eye(2), torch.diag(torch.tensor([0.09, 0.16])))}
     data = {name: draw(laws[name], n, 20 + n, B=B) for name, n in zip(names, (60, 41, 9), strict=False)}
     made = registry(**{name: plugins[name] for name in names})
     fits = made.estimate_many(
-        data, refine={n: SIMULATORS[n] for n in names if n != "e"}, simulations=20_000, seed=1
+        data, refine={n: SIMULATORS[n] for n in names if n != "e"}, simulations=8000, seed=1
     )
     parts = [
         precision_and_linear(plugins[n] if n != "e" else laws[n].exact(), laws[n], x) for n, x in data.items()
@@ -203,8 +203,8 @@ def sums(registry, names, B=120):
 def test_a_sum_is_the_joint_estimate_and_its_test_of_fit_is_chi_squared(registry, names, dof):
     _, _, fits, (exact, C) = sums(registry, names)
     sd = C.diagonal().sqrt()
-    assert (((fits.theta - exact) / sd).abs() < 4.0 * math.sqrt(60 / 13_000)).all()
-    assert (fits.covariance / C - 1.0).abs().max() < 0.06
+    assert (((fits.theta - exact) / sd).abs() < 4.0 * math.sqrt(60 / 5000)).all()
+    assert ((fits.covariance - C) / (sd * sd[:, None])).abs().max() < 0.1
     assert set(fits.status) == {Status.CONVERGED}
     assert {one.dof for one in fits.refinement} == {dof}
     p = [one.p_value for one in fits.refinement]
@@ -227,7 +227,7 @@ def test_a_tension_of_5_standard_errors_is_seen(registry):
     x, y = draw(TRUE, 400, 1), draw(OTHER_TRUE, 300, 2)
     _, C1 = solved(precision_and_linear(WRONG, TRUE, x))
     _, C2 = solved(precision_and_linear(OTHER, OTHER_TRUE, y))
-    gap = 5.0 * (C1 + C2)[0, 0].sqrt() * torch.tensor([1.0, 0.0])
+    gap = 5.0 * (C1 + C2)[0, 0].sqrt() * torch.tensor([1.0, 0.0]).double()
     shifted = y + OTHER_TRUE.design @ gap
     fine = made.estimate({"w": x, "v": y}, refine=SIMULATORS, simulations=8000)
     bad = made.estimate({"w": x, "v": shifted}, refine=SIMULATORS, simulations=8000)
@@ -258,9 +258,9 @@ def test_a_parameter_that_one_plugin_has_for_itself_is_estimated_by_it(registry)
     scalar = Quadratic([[0.9, 0.2], [0.2, 1.1]], torch.eye(2), [0.05, 0.0], parameter_names=("b", "c"))
     made = registry([*BOX, Parameter("c", Uniform(-1.0, 1.0))], w=WRONG, k=scalar)
     truth = torch.tensor([0.3, -0.6, 0.2]).double()
-    data = {"w": draw(TRUE, 60, 1, B=120), "k": draw(own, 50, 2, truth[1:], B=120)}
-    fits = made.estimate_many(data, refine={"w": TRUE, "k": own}, simulations=20_000)
-    J, right = torch.zeros(3, 3).double(), torch.zeros(120, 3).double()
+    data = {"w": draw(TRUE, 60, 1, B=80), "k": draw(own, 50, 2, truth[1:], B=80)}
+    fits = made.estimate_many(data, refine={"w": TRUE, "k": own}, simulations=8000)
+    J, right = torch.zeros(3, 3).double(), torch.zeros(80, 3).double()
     for columns, (part, linear) in (
         ([0, 1], precision_and_linear(WRONG, TRUE, data["w"])),
         ([1, 2], precision_and_linear(scalar, own, data["k"])),
@@ -269,7 +269,7 @@ def test_a_parameter_that_one_plugin_has_for_itself_is_estimated_by_it(registry)
         J[index[:, None], index] += part
         right[:, index] += linear
     exact, C = right @ torch.linalg.inv(J), torch.linalg.inv(J)
-    assert (((fits.theta - exact) / C.diagonal().sqrt()).abs() < 4.0 * math.sqrt(60 / 13_000)).all()
+    assert (((fits.theta - exact) / C.diagonal().sqrt()).abs() < 4.0 * math.sqrt(60 / 5000)).all()
     assert {one.dof for one in fits.refinement} == {1}
     assert stats.kstest([one.p_value for one in fits.refinement], "uniform").pvalue > 1e-3
 
@@ -277,16 +277,17 @@ def test_a_parameter_that_one_plugin_has_for_itself_is_estimated_by_it(registry)
 def test_the_prior_counts_once(registry):
     space = [Parameter("a", Normal(0.0, 0.1)), Parameter("b", Normal(-0.2, 0.3))]
     made = registry(space, w=WRONG)
-    theta = ParameterSpace(space).sample_prior(120, 3)
-    x = TRUE(theta[:, None].expand(120, 40, 2), generator(4))
-    fits = made.estimate_many({"w": x}, refine={"w": TRUE}, prior=True, simulations=20_000)
+    theta = ParameterSpace(space).sample_prior(80, 3)
+    x = TRUE(theta[:, None].expand(80, 40, 2), generator(4))
+    fits = made.estimate_many({"w": x}, refine={"w": TRUE}, prior=True, simulations=8000)
     weight = torch.diag(torch.tensor([100.0, 1.0 / 0.09]).double())
-    part = (weight, (weight @ torch.tensor([0.0, -0.2]).double()).expand(120, 2))
+    part = (weight, (weight @ torch.tensor([0.0, -0.2]).double()).expand(80, 2))
     exact, C = solved(precision_and_linear(WRONG, TRUE, x), part)
-    assert (((fits.theta - exact) / C.diagonal().sqrt()).abs() < 4.0 * math.sqrt(40 / 13_000)).all()
-    assert (fits.covariance / C - 1.0).abs().max() < 0.06
+    sd = C.diagonal().sqrt()
+    assert (((fits.theta - exact) / sd).abs() < 4.0 * math.sqrt(40 / 5000)).all()
+    assert ((fits.covariance - C) / (sd * sd[:, None])).abs().max() < 0.1
     found = chi2(fits.theta - theta, fits.covariance)
-    assert abs(float(found.mean()) - 2.0) < 4.0 * 2.0 / math.sqrt(120)
+    assert abs(float(found.mean()) - 2.0) < 4.0 * 2.0 / math.sqrt(80)
     # over the prior, its pull is one more measurement: two scores, two parameters, two measurements
     assert {one.dof for one in fits.refinement} == {2}
     assert stats.kstest([one.p_value for one in fits.refinement], "uniform").pvalue > 1e-3
@@ -303,7 +304,7 @@ def test_a_flat_prior_leaves_nothing_to_test(registry):
 
 def test_a_bound_holds_a_refined_estimate_as_it_would_hold_an_exact_one(registry):
     x = draw(TRUE, 100, 9, theta=torch.tensor([1.25, -0.6]).double())
-    fit = registry(w=WRONG).estimate({"w": x}, refine={"w": TRUE}, simulations=20_000)
+    fit = registry(w=WRONG).estimate({"w": x}, refine={"w": TRUE}, simulations=8000)
     J, right = precision_and_linear(WRONG, TRUE, x)
     b = (right[1] - J[1, 0]) / J[1, 1]
     assert fit.status is Status.AT_BOUND
@@ -311,19 +312,19 @@ def test_a_bound_holds_a_refined_estimate_as_it_would_hold_an_exact_one(registry
     assert float(fit.theta[0]) == 1.0
     assert fit.covariance[0, 0] == 0.0
     assert abs(float(fit.theta[1] - b)) * float(J[1, 1].sqrt()) < 0.3
-    assert float(fit.covariance[1, 1] * J[1, 1]) == pytest.approx(1.0, abs=0.06)
+    assert float(fit.covariance[1, 1] * J[1, 1]) == pytest.approx(1.0, abs=0.1)
 
 
 def test_a_fixed_parameter_is_no_error_however_much_it_is_like_a_free_one(registry):
     law = LinearLaw([[1.0, 0.999], [0.0, 0.02]], torch.eye(2))
     scalar = Quadratic(law.design * 1.05 + 0.001, torch.eye(2), [0.02, 0.01])
     made, x = registry(s=scalar), draw(law, 100, 3, B=60)
-    fits = made.estimate_many({"s": x}, refine={"s": law}, fixed={"b": -0.6}, simulations=20_000)
+    fits = made.estimate_many({"s": x}, refine={"s": law}, fixed={"b": -0.6}, simulations=8000)
     J, right = precision_and_linear(scalar, law, x)
     exact = (right[:, 0] + 0.6 * J[0, 1]) / J[0, 0]
-    assert ((fits.theta[:, 0] - exact).abs() * J[0, 0].sqrt() < 4.0 * math.sqrt(100 / 13_000)).all()
-    assert (fits.covariance[:, 0, 0] * J[0, 0] - 1.0).abs().max() < 0.06
-    assert torch.equal(fits.theta[:, 1], torch.full((60,), -0.6).double())
+    assert ((fits.theta[:, 0] - exact).abs() * J[0, 0].sqrt() < 4.0 * math.sqrt(100 / 5000)).all()
+    assert (fits.covariance[:, 0, 0] * J[0, 0] - 1.0).abs().max() < 0.1
+    assert torch.equal(fits.theta[:, 1], torch.full((60,), -0.6, dtype=torch.float64))
     assert fits.covariance[:, 1].abs().max() == 0.0
     assert {one.dof for one in fits.refinement} == {1}
     assert stats.kstest([one.p_value for one in fits.refinement], "uniform").pvalue > 1e-3
@@ -334,7 +335,7 @@ def test_a_fixed_parameter_is_no_error_however_much_it_is_like_a_free_one(regist
 @pytest.mark.parametrize("power", [-6, 5])
 def test_units_of_theta_change_nothing(registry, power):
     unit = torch.tensor([10.0**power, 1.0]).double()
-    there = [Parameter("a", Uniform(torch.tensor(-unit[0]), torch.tensor(unit[0]))), BOX[1]]
+    there = [Parameter("a", Uniform(-float(unit[0]), float(unit[0]))), BOX[1]]
     scaled, law = Quadratic(WRONG.design / unit, WRONG.metric, WRONG.offset), LinearLaw(TRUE.design / unit, TRUE.covariance)
     x = draw(TRUE, 60, 3)
     here = registry(w=WRONG).estimate({"w": x}, refine={"w": TRUE}, simulations=4000)
@@ -482,7 +483,7 @@ def test_a_root_that_another_plugin_rules_out_is_none(registry):
 
 def test_a_calibrated_plugin_needs_no_simulator(registry):
     calibrated = calibrate(WRONG, prior=ParameterSpace(BOX), simulate=TRUE, simulations=40_000, seed=1)
-    made, x = registry(w=calibrated), draw(TRUE, 50, 1, B=200)
+    made, x = registry(w=calibrated), draw(TRUE, 50, 1, B=120)
     fits = made.estimate_many({"w": x})
     assert {kind for one in fits.refinement for kind in one.kinds.values()} == {"calibrated"}
     exact, C = solved(precision_and_linear(WRONG, TRUE, x))
@@ -494,7 +495,7 @@ def test_a_calibrated_plugin_needs_no_simulator(registry):
     shift = (fits.theta - exact).mean(0)
     assert float(chi2(shift[None], noise[None])) < 18.4  # one draw of the calibration, the same for all
     found = (fits.theta - THETA - shift) / C.diagonal().sqrt()
-    assert ((found.std(0) - 1.0).abs() < 4.0 / math.sqrt(400)).all()
+    assert ((found.std(0) - 1.0).abs() < 4.0 / math.sqrt(240)).all()
     assert all(one.noise == 0.0 for one in fits.refinement)
 
 
