@@ -36,10 +36,10 @@ class Training:
             falling when the epochs were over. ``"failed"``: the weights are the best there were, and not to be used.
         reason: Why, in words.
         losses: The mean training loss of each epoch, while the weights were changing.
-        validation_losses: The mean loss of the held-out pairs after each epoch.
+        validation_losses: The mean loss of the held-out pairs after each epoch, of the running average of the weights.
         initial_loss: The same before the first epoch.
         best_epoch: After how many epochs the weights that were kept were found; 0 for those that it began with. They are
-            the last ones, unless those were clearly worse than the best before.
+            the last ones, unless those were clearly worse than the best before; always averages over some steps.
         simulations: θ that were simulated or given, those left out among them.
         excluded: θ that were left out because something of theirs was NaN or infinite.
         held_out: θ that only the validation loss has seen.

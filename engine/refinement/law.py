@@ -255,7 +255,7 @@ def _errors(residual: Tensor, squared: Tensor) -> Tensor:
     rise = squared - squared.mean()
     slope = float((rise @ size / (rise @ rise).clamp_min(1e-300)).clamp(0.0, size.mean() / squared.mean()))
     fitted = size.mean() + slope * rise
-    return fitted.clamp_min(1e-3 * size.mean()).sqrt()
+    return torch.where(size.mean() > 0, fitted.clamp_min(1e-3 * size.mean()), 1.0).sqrt()
 
 
 def _least_squares(B: Tensor, u: Tensor) -> Tensor:
