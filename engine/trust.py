@@ -134,7 +134,7 @@ def judged_many(fits: Estimates, plugins: Mapping[str, TrustedPlugin], blocks: B
                 inverse = torch.linalg.inv(fits.information[b])
                 covariance[b] = inverse @ K[b] @ inverse
             else:
-                covariance[b] = fits[b].sandwich(K[b]).matrix
+                covariance[b] = replace(fits[b], information=fits.information[b]).sandwich(K[b]).matrix
         fits = replace(fits, covariance=covariance, covariance_kind="godambe")
     trusts, verdicts = assess(space, fits.theta, fits.information, plugins, blocks, fixed=tuple(fits.fixed))
     both = [_settled(s, r, v) for s, r, v in zip(fits.status, fits.reason, verdicts, strict=True)]

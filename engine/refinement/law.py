@@ -253,7 +253,8 @@ def _errors(residual: Tensor, squared: Tensor) -> Tensor:
     """
     size = (residual / residual.square().mean(0).sqrt().clamp_min(1e-300)).square().mean(-1)
     rise = squared - squared.mean()
-    slope = float((rise @ size / (rise @ rise).clamp_min(1e-300)).clamp(0.0, size.mean() / squared.mean()))
+    most = float(size.mean() / squared.mean().clamp_min(1e-300))  # none of it the same for all
+    slope = min(max(0.0, float(rise @ size / (rise @ rise).clamp_min(1e-300))), most)
     fitted = size.mean() + slope * rise
     return torch.where(size.mean() > 0, fitted.clamp_min(1e-3 * size.mean()), 1.0).sqrt()
 

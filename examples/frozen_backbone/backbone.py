@@ -35,9 +35,9 @@ def patches(n: int, generator: torch.Generator) -> Tensor:
     sky = SKY * torch.randn(n, SIDE * SIDE, generator=generator, dtype=torch.float64)
     for blob in range(2):
         flux, width, ratio, angle, right, up, there = torch.rand(7, n, 1, generator=generator, dtype=torch.float64)
-        width, ratio, angle = 0.8 * (4.0 / 0.8) ** width, 0.4 + 0.6 * ratio, math.pi * angle
+        width, ratio, angle = 0.6 * (3.0 / 0.6) ** width, 0.4 + 0.6 * ratio, math.pi * angle
         flux = 20.0 * 10.0**flux if blob == 0 else (there < 0.3) * 50.0 * flux
-        spread = 1.0 if blob == 0 else 6.0
+        spread = 1.0 if blob == 0 else 5.0
         u, v = x - spread * (2.0 * right - 1.0), y - spread * (2.0 * up - 1.0)
         cos, sin = angle.cos(), angle.sin()
         along, across = cos * u + sin * v, (cos * v - sin * u) / ratio

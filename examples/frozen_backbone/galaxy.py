@@ -28,13 +28,13 @@ NAMES = ("flux", "width")
 SPACE = ParameterSpace(
     [
         Parameter("flux", Uniform(50.0, 150.0), unit="photons/s", label="F"),
-        Parameter("width", Uniform(1.0, 2.8), unit="pixels", label="w"),
+        Parameter("width", Uniform(0.8, 2.0), unit="pixels", label="w"),
     ]
 )
-SIDE = 16  # pixels
+SIDE = 12  # pixels
 EVENT = (SIDE, SIDE)
-SKY = 1.0  # σ of a pixel, photons/s
-AXIS_RATIO = 0.6
+SKY = 1.6  # σ of a pixel, photons/s
+AXIS_RATIO = 0.7
 BASELINES = torch.tensor([0.05, 0.09], dtype=torch.float64)  # cycles per pixel
 VISIBILITY_SD = 0.08
 _ANGLES = 24  # the integrand is smooth and has the period π

@@ -41,7 +41,7 @@ def test_a_quadratic_is_trained_to_the_natural_parameters_of_the_posterior():
         return (theta - 70.0) / 2.0 + torch.randn(theta.shape, generator=generator, dtype=theta.dtype)
 
     quadratic = Quadratic(nn.Identity(), ("H0",), (1,), centre=70.0, scale=5.0, constant=True)
-    training = fit(quadratic, prior=prior, simulate=simulate, simulations=10_000, epochs=50, learning_rate=0.1)
+    training = fit(quadratic, prior=prior, simulate=simulate, simulations=10_000, epochs=30, learning_rate=0.1)
     eta, precision = quadratic.natural(torch.tensor([3.0], dtype=torch.float64))
     assert training.converged
     assert eta.item() == pytest.approx(1.5, abs=0.05)

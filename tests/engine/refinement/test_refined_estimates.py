@@ -214,7 +214,7 @@ def test_a_sum_is_the_joint_estimate_and_its_test_of_fit_is_chi_squared(registry
 
 
 def test_of_refined_scalars_alone_the_test_of_fit_is_minus_2_s(registry):
-    made, data, fits, _ = sums(registry, ("w", "v"), B=3)
+    _, _, fits, _ = sums(registry, ("w", "v"), B=3)
     for b in range(3):
         one = fits.refinement[b]
         assert one.statistic == pytest.approx(sum(one.misfit.values()), rel=1e-6)
@@ -416,8 +416,8 @@ def test_a_simulator_that_has_nothing_to_do_with_the_data_gives_no_number(regist
         return torch.randn(len(theta), 3, generator=generator, dtype=torch.float64)
 
     made = registry(w=WRONG)
-    x = draw(TRUE, 50, 3, B=4)
-    for seed in range(3):
+    x = draw(TRUE, 50, 3, B=2)
+    for seed in range(2):
         one = made.estimate({"w": x[seed]}, refine={"w": noise}, simulations=2000, seed=seed)
         assert one.status is Status.FAILED
         assert torch.isnan(one.theta).all()
