@@ -23,7 +23,7 @@ from engine.modality import Modality
 from engine.parameters import ParameterSpace
 from engine.result import Estimate, Status
 
-__all__ = ["Trust", "TrustedPlugin", "assess", "expected_curvature", "judged", "judged_many", "sandwich", "variability"]
+__all__ = ["Trust"]
 
 #: (plugin, data set, most) -> its observations, in blocks
 Blocks = Callable[[str, int, int], Iterator[Tensor]]

@@ -53,6 +53,15 @@ class Calibration:
         simulations: How many were used.
         excluded: How many more were no observations.
         seed: Of the simulations.
+
+    Example:
+        >>> from torch.distributions import Uniform
+        >>> from engine import Parameter
+        >>> from modalities import Gaussian
+        >>> space = ParameterSpace([Parameter("mu", prior=Uniform(-1.0, 1.0))])
+        >>> fields = calibrate(Gaussian(parameter_names=("mu",), sd=0.5), prior=space, simulations=2000).calibration
+        >>> Calibration.from_plain(space, fields.to_plain()).simulations
+        2000
     """
 
     space: ParameterSpace
@@ -108,6 +117,15 @@ class Calibrated(Modality):
     Arguments:
         modality: The learned one.
         fields: What :meth:`Calibration.to_plain` gave.
+
+    Example:
+        >>> from torch.distributions import Uniform
+        >>> from engine import Parameter
+        >>> from modalities import Gaussian
+        >>> space = ParameterSpace([Parameter("mu", prior=Uniform(-1.0, 1.0))])
+        >>> calibrated = calibrate(Gaussian(parameter_names=("mu",), sd=0.5), prior=space, simulations=2000)
+        >>> calibrated.calibrated_score(torch.ones(3, 1), torch.zeros(3, 1)).shape
+        torch.Size([3, 1])
     """
 
     learned = True
@@ -203,6 +221,16 @@ def calibrate(
         ModalityError: for a simulator that fails (:func:`engine.learning.simulator.draw`), a scalar without a finite
             score, or too few simulations.
         ParameterError: for a parameter that has no continuous prior.
+
+    Example:
+        >>> from torch.distributions import Uniform
+        >>> from engine import Parameter
+        >>> from modalities import Gaussian
+        >>> space = ParameterSpace([Parameter("mu", prior=Uniform(-1.0, 1.0))])
+        >>> calibrated = calibrate(Gaussian(parameter_names=("mu",), sd=0.5), prior=space, simulations=5000)
+        >>> _, slope, variance, _ = calibrated.calibration.at(torch.zeros(1, 1, dtype=torch.float64))
+        >>> round(slope.item(), 3), 3.5 < variance.item() < 4.5  # both are 1 / 0.5²
+        (4.0, True)
     """
     inner = modality.modality if isinstance(modality, Calibrated) else modality
     simulate = own_simulator(inner, simulate)

@@ -73,6 +73,16 @@ class Certificate:
         curvature: Whether second derivatives of the scalar are its curvature.
         checks: What was looked at.
         domain: Where its training data lie; None where it was not asked for.
+
+    Example:
+        >>> from torch.distributions import Uniform
+        >>> from engine import Parameter
+        >>> from engine.certificate import certify
+        >>> from modalities import Gaussian
+        >>> space = ParameterSpace([Parameter("mu", prior=Uniform(-1.0, 1.0))])
+        >>> found = certify(Gaussian(parameter_names=("mu",), sd=1.0), prior=space, simulations=2000)
+        >>> found.passed, found.n_max(kappa=0.6) / found.n_max(kappa=0.3)
+        (True, 4.0)
     """
 
     space: ParameterSpace
@@ -149,7 +159,7 @@ class Certificate:
         return self.quantiles((0.5,), kappa)[0]
 
     def limit(self, kappa: float = KAPPA, theta: Tensor | Mapping[str, float] | None = None) -> float:
-        """The most that this number of simulations can certify, at theta or in the median; see :meth:`n_max`."""
+        """The most that this number of simulations can certify at kappa, at theta or in the median; see :meth:`n_max`."""
         at = self.draws() if theta is None else self._point(theta)
         return kappa**2 / float(self._parts(at)[1].median())
 

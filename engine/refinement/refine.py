@@ -32,7 +32,7 @@ from engine.refinement.scalar import RefinedScalar
 from engine.refinement.solve import Rows, Solver
 from engine.search import feasible, nearest, search, starting_points
 
-__all__ = ["Refined", "Refinement", "laws_of", "refine"]
+__all__ = ["Refinement"]
 
 _SCREENED = 100  # observations of a plugin by which starting points are found
 _TRIED = 2000  # the same for the searches that choose between them

@@ -46,13 +46,13 @@ def patches(n: int, generator: torch.Generator) -> Tensor:
     return sky.unflatten(-1, EVENT)
 
 
-def pretrain(images: int, epochs: int, seed: int, batch: int = 128, width: int = 16, F: int = 64) -> tuple[ImageSummary, nn.Module, list[float]]:
+def pretrain(images: int, epochs: int, seed: int, batch: int = 128, width: int = 16, F: int = 64, depth: int = 2, grid: int = 4) -> tuple[ImageSummary, nn.Module, list[float]]:
     """The frozen encoder f, (n, SIDE, SIDE) -> (n, FEATURES), the decoder, and the loss of each epoch."""
     generator = torch.Generator().manual_seed(seed)
     x = patches(images, generator).float()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = ImageSummary(1, F, width=width, depth=2, grid=4)
+        encoder = ImageSummary(1, F, width=width, depth=depth, grid=grid)
         decoder = nn.Sequential(nn.Linear(F, 128), nn.SiLU(), nn.Linear(128, SIDE * SIDE), nn.Unflatten(1, EVENT))
     weights = [*encoder.parameters(), *decoder.parameters()]
     optimiser = torch.optim.AdamW(weights, lr=3e-3)

@@ -98,23 +98,24 @@ def test_the_budget_is_passed_exactly_where_n_passes_n_max_at_the_estimate(regis
     small = exactly(WRONG, TRUE, left=delta[0] * math.sqrt(limit / 37.4))
     assert small.n_max(0.3, theta) == pytest.approx(37.4, rel=1e-9)
     made = registry(w=(WRONG, small))
-    for n, status, verdict in ((10, "converged", "certified"), (37, "converged", "certified"), (38, "beyond_certificate",) * 2):
+    over = "beyond_certificate"
+    for n, status, verdict in ((10, "converged", "certified"), (37, "converged", "certified"), (38, over, over)):
         fit = made.estimate({"w": repeated(TRUE, n)}, refine=False)
         assert torch.allclose(fit.theta, theta, atol=1e-9)
         one = fit.trust["w"]
-        assert (str(fit.status), one.verdict) == (status, verdict if n < 38 else status)
+        assert (str(fit.status), one.verdict) == (status, verdict)
         assert one.observations == n
         assert one.budget == pytest.approx(37.4, rel=1e-6)
         assert one.bias == pytest.approx(0.3 * math.sqrt(n / 37.4), rel=1e-6)  # √(N δ' K⁻¹ δ)
         assert fit.converged == (n < 38)
     assert "38 observations where it can carry 37.4" in fit.reason
-    assert "a bias of up to 0.302 standard errors" in fit.reason or "0.3 standard errors" in fit.reason
+    assert "a bias of up to 0.3 standard errors cannot be excluded" in fit.reason
     assert "beyond certificate" in str(fit)
 
 
 def test_many_are_judged_as_one_by_one(registry):
     delta = closed(OFF, LAW, THETA[None])[0][0]
-    certificate = exactly(OFF, LAW, left=0.2 * delta)
+    certificate = exactly(OFF, LAW, left=0.6 * delta)
     made = registry(w=(OFF, certificate))
     lengths = [5, 40, 400]
     x = [data(LAW, n, seed=n) for n in lengths]
@@ -478,12 +479,12 @@ def test_what_failed_is_not_judged(registry):
 def test_from_simulations_to_status_with_a_bias_that_is_really_there(registry):
     space = ParameterSpace([Parameter("a", Uniform(-1.0, 1.0))])
     scalar = Shape("normal", 1.2, shift=0.1)  # δ = −0.12, K = 1.44, J = 1.2: 0.09 / 0.01 = 9 observations
-    certificate = certify(scalar, prior=space, simulate=unit_normal, simulations=20_000, seed=1)
+    certificate = certify(scalar, prior=space, simulate=unit_normal, simulations=40_000, seed=2)
     made = registry(space, s=(scalar, certificate))
     for n, over in ((4, False), (16, True)):
         fit = made.estimate({"s": data(unit_normal, n, torch.zeros(1).double())}, refine=False)
         assert (fit.status is Status.BEYOND_CERTIFICATE) == over
-        assert fit.trust["s"].bias == pytest.approx(0.1 * math.sqrt(n), rel=0.25)
+        assert fit.trust["s"].bias == pytest.approx(0.1 * math.sqrt(n), rel=0.3)  # √(3 / 40,000) of 0.1, or twice that
         assert fit.covariance_kind == "godambe"
         assert float(fit.covariance[0, 0]) == pytest.approx(1.0 / n, rel=0.1)
     x = unit_normal(torch.zeros(400, 16, 1).double(), generator(7))

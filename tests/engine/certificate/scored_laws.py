@@ -13,9 +13,9 @@ class Quadratic(Modality):
 
     def __init__(self, design, metric, offset, factor=1.0, parameter_names=("a", "b")):
         super().__init__(parameter_names, event_shape=(len(design),))
-        self.register_buffer("design", torch.as_tensor(design, dtype=torch.float64))
-        self.register_buffer("metric", torch.as_tensor(metric, dtype=torch.float64))
-        self.register_buffer("offset", torch.as_tensor(offset, dtype=torch.float64))
+        self.register_buffer("design", torch.as_tensor(design, dtype=torch.float64).clone())
+        self.register_buffer("metric", torch.as_tensor(metric, dtype=torch.float64).clone())
+        self.register_buffer("offset", torch.as_tensor(offset, dtype=torch.float64).clone())
         self.factor = factor
 
     def log_evidence(self, x, theta):
@@ -63,8 +63,8 @@ class Family(Modality):
 
     def __init__(self, normaliser, shift, parameter_names=("a", "b")):
         super().__init__(parameter_names, event_shape=(len(shift),))
-        self.register_buffer("normaliser", torch.as_tensor(normaliser, dtype=torch.float64))
-        self.register_buffer("shift", torch.as_tensor(shift, dtype=torch.float64))
+        self.register_buffer("normaliser", torch.as_tensor(normaliser, dtype=torch.float64).clone())
+        self.register_buffer("shift", torch.as_tensor(shift, dtype=torch.float64).clone())
 
     def log_evidence(self, x, theta):
         return (theta * (x - 0.5 * theta @ self.normaliser - self.shift)).sum(-1)

@@ -280,7 +280,7 @@ def test_pairs_give_the_same_fields_and_say_what_they_cannot_tell():
     assert math.isnan(c.excess_error)
     assert "what the field leaves out was not checked" in check(c, "first Bartlett identity").note
     assert check(c, "first Bartlett identity").verdict == "noted"
-    delta, _, K, J = closed(WRONG, TRUE, POINTS)
+    delta, _, _, J = closed(WRONG, TRUE, POINTS)
     assert (chi2(c.mean.at(POINTS) - delta, c.mean.error(POINTS)) < 18.4).all()
     assert torch.allclose(c.information.at(POINTS).reshape(-1, 2, 2), J.expand(4, 2, 2), atol=1e-9)
     true = float(torch.quantile(0.09 / rate(WRONG, TRUE, BOX.sample_prior(4000, 9)), 0.5))

@@ -174,11 +174,11 @@ def test_a_score_without_variance_is_refused_by_the_plugins_name():
     simulate = LinearLaw([[1.0, 0.0], [0.0, 1.0]], torch.eye(2))
     with pytest.raises(ModalityError, match=r"plugin 'w': the scores of 1600 simulations at θ = \(0.13, -0.6\) have no variance"):
         law(blind, simulate, 1)
+
+    def off(theta, generator):
+        raise ValueError("off")
+
     with pytest.raises(ModalityError, match="plugin 'w': the simulator raised ValueError: off"):
-
-        def off(theta, generator):
-            raise ValueError("off")
-
         law(WRONG, off, 1)
 
 
