@@ -23,6 +23,10 @@ class Admission:
     Attributes:
         certificate: What held-out simulations say; None where there was none.
         forced: Why it was registered although it failed; empty where it did not.
+
+    Example:
+        >>> Admission(None, "a first look").to_toml()
+        {'forced': 'a first look'}
     """
 
     certificate: Certificate | None
@@ -48,6 +52,13 @@ def admit(
 
     Raises:
         ModalityError: for weights that are not finite, a certificate of other parameters, or one with failures.
+
+    Example:
+        >>> from engine import Parameter
+        >>> from modalities import Gaussian
+        >>> written = Gaussian(parameter_names=("mu",), sd=1.0)
+        >>> admit("length", written, None, ParameterSpace([Parameter("mu")]), force="") is None
+        True
     """
     if certificate is not None and not isinstance(certificate, Certificate):
         raise ModalityError(
@@ -87,6 +98,10 @@ def read_admission(table: Mapping[str, Any], name: str) -> Admission:
 
     Raises:
         RegistryError: for a table that no certificate wrote.
+
+    Example:
+        >>> read_admission({"forced": "a first look"}, "length")
+        Admission(certificate=None, forced='a first look')
     """
     try:
         certificate = Certificate.from_toml(table) if "source" in table else None

@@ -78,7 +78,9 @@ def test_a_certificate_is_kept_with_the_plugin_for_every_view(registry, certific
 def test_a_failing_certificate_is_refused_with_what_failed(tmp_path, flipped):
     scalar, certificate = flipped
     made = Registry.create(tmp_path / "r", LINE)
-    with pytest.raises(ModalityError, match=r"plugin 's' fails admission: second Bartlett identity: .* is its sign right\?"):
+    with pytest.raises(
+        ModalityError, match=r"plugin 's' fails admission: second Bartlett identity: .* is its sign right\?"
+    ):
         made.append("s", scalar, certificate=certificate)
     assert list(made.plugins) == []
     assert list(Registry.open(made.path).plugins) == []
@@ -111,7 +113,9 @@ def test_weights_that_are_not_finite_are_refused(registry, certificate, value):
     broken = Quadratic(WRONG.design, WRONG.metric, WRONG.offset)
     broken.offset[1] = value
     for settings in ({}, {"certificate": certificate}):
-        with pytest.raises(ModalityError, match="plugin 'w' fails admission: weights that are not finite: offset; train it again"):
+        with pytest.raises(
+            ModalityError, match="plugin 'w' fails admission: weights that are not finite: offset; train it again"
+        ):
             registry.append("w", broken, **settings)
     assert list(registry.plugins) == []
     admission = admit("w", broken, None, registry.parameters, "an experiment")
@@ -127,7 +131,9 @@ def test_a_certificate_of_other_parameters_is_refused_even_by_force(registry, ce
 
 def test_what_is_no_certificate_is_refused(registry, certificate):
     for thing in ({"coverage": 0.68}, "passed", certificate.to_toml()):
-        with pytest.raises(ModalityError, match=r"the certificate of plugin 'w' must be what engine.certificate.certify returns"):
+        with pytest.raises(
+            ModalityError, match=r"the certificate of plugin 'w' must be what engine.certificate.certify returns"
+        ):
             registry.append("w", WRONG, certificate=thing)
 
 

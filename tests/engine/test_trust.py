@@ -32,7 +32,17 @@ def mirrored(scalar):
 
 
 def exactly(
-    scalar, law, space=None, *, calibrated=False, left=None, noise=1e-14, excess=0.0, excess_error=0.0, checks=("second",), domain=None
+    scalar,
+    law,
+    space=None,
+    *,
+    calibrated=False,
+    left=None,
+    noise=1e-14,
+    excess=0.0,
+    excess_error=0.0,
+    checks=("second",),
+    domain=None,
 ):
     """The certificate that infinitely many simulations would give; ``left`` replaces δ."""
     space = BOX.only(scalar.parameter_names) if space is None else space
@@ -168,7 +178,9 @@ def test_biases_of_two_plugins_add_as_vectors(registry):
     certificate, opposite = exactly(OFF, LAW), exactly(mirrored(OFF), LAW)
     x, y = data(LAW, 30, seed=1), data(LAW, 30, seed=2)
     same = registry(one=(OFF, certificate), two=(OFF, certificate)).estimate({"one": x, "two": y}, refine=False)
-    against = registry(one=(OFF, certificate), two=(mirrored(OFF), opposite)).estimate({"one": x, "two": y}, refine=False)
+    against = registry(one=(OFF, certificate), two=(mirrored(OFF), opposite)).estimate(
+        {"one": x, "two": y}, refine=False
+    )
     # alone in the sum: (30 δ)' (60 K)⁻¹ (30 δ); together twice that vector
     alone, together = math.sqrt(30 * 30 / 60 * rate), math.sqrt(60 * rate)
     for fit in (same, against):
@@ -443,8 +455,13 @@ def test_godambes_covariance_of_a_sum_adds_the_variances_of_the_scores(registry)
 @pytest.mark.parametrize("power", [-7, 6])
 def test_units_of_theta_change_neither_bias_nor_variability(power):
     unit = torch.tensor([10.0**power, 1.0]).double()
-    space = ParameterSpace([Parameter("a", Uniform(-float(unit[0]), float(unit[0]))), Parameter("b", Uniform(-2.0, 2.0))])
-    scaled, law = Quadratic(WRONG.design / unit, WRONG.metric, WRONG.offset), LinearLaw(TRUE.design / unit, TRUE.covariance)
+    space = ParameterSpace(
+        [Parameter("a", Uniform(-float(unit[0]), float(unit[0]))), Parameter("b", Uniform(-2.0, 2.0))]
+    )
+    scaled, law = (
+        Quadratic(WRONG.design / unit, WRONG.metric, WRONG.offset),
+        LinearLaw(TRUE.design / unit, TRUE.covariance),
+    )
     found = []
     for scalar, truth, where, at in ((WRONG, TRUE, BOX, THETA), (scaled, law, space, THETA * unit)):
         information = 30 * closed(scalar, truth, at[None])[3][None]

@@ -168,7 +168,9 @@ def test_a_folder_gives_the_same_fields_and_prior_back(tmp_path, name):
 
 
 def test_a_calibrated_modality_without_its_prior_says_so():
-    calibrated = Calibrated(Shape(), calibrate(Shape(), prior=LINE, simulate=unit_normal, simulations=1000).calibration.to_plain())
+    calibrated = Calibrated(
+        Shape(), calibrate(Shape(), prior=LINE, simulate=unit_normal, simulations=1000).calibration.to_plain()
+    )
     with pytest.raises(ModalityError, match="needs its training_prior"):
         _ = calibrated.calibration
 
@@ -254,7 +256,9 @@ class Infinite(Detached):
 def test_a_scalar_without_a_score_stops_with_its_name():
     with pytest.raises(ModalityError, match="Detached does not depend on θ"):
         calibrate(Detached(), prior=LINE, simulate=unit_normal, simulations=1000)
-    with pytest.raises(ModalityError, match=r"the score of Infinite is not finite for \d+ of \d+ pairs, first at θ = \("):
+    with pytest.raises(
+        ModalityError, match=r"the score of Infinite is not finite for \d+ of \d+ pairs, first at θ = \("
+    ):
         calibrate(Infinite(), prior=LINE, simulate=unit_normal, simulations=1000)
 
 

@@ -19,7 +19,9 @@ from scored_laws import TRUE, WRONG, Shape, unit_normal
 
 SPACES = {
     "uniform": ParameterSpace([Parameter("a", Uniform(-1.0, 1.0)), Parameter("b", Uniform(-2.0, 2.0), unit="m")]),
-    "truncated": ParameterSpace([Parameter("a", Normal(0.0, 0.5), bounds=(-1.0, 0.7)), Parameter("b", Normal(0.0, 1.0))]),
+    "truncated": ParameterSpace(
+        [Parameter("a", Normal(0.0, 0.5), bounds=(-1.0, 0.7)), Parameter("b", Normal(0.0, 1.0))]
+    ),
 }
 
 

@@ -192,7 +192,9 @@ def test_a_scalar_with_its_sign_flipped_fails_by_the_second_identity_alone():
     assert second in c.failures
 
 
-@pytest.mark.parametrize(("factor", "verdict"), [(0.15, "failed"), (0.5, "noted"), (1.0, "passed"), (2.0, "noted"), (6.0, "failed")])
+@pytest.mark.parametrize(
+    ("factor", "verdict"), [(0.15, "failed"), (0.5, "noted"), (1.0, "passed"), (2.0, "noted"), (6.0, "failed")]
+)
 def test_a_scalar_times_a_factor_has_the_inverse_factor_in_its_second_identity(factor, verdict):
     c = shape("normal", factor)
     second = check(c, "second Bartlett identity")
@@ -390,9 +392,7 @@ def test_kappa_and_theta_of_a_budget_are_checked(wrong):
 
 
 def test_the_seed_decides():
-    first, second, other = (
-        certify(WRONG, prior=BOX, simulate=TRUE, simulations=1500, seed=seed) for seed in (1, 1, 2)
-    )
+    first, second, other = (certify(WRONG, prior=BOX, simulate=TRUE, simulations=1500, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.mean.coefficients, second.mean.coefficients)
     assert first.checks == second.checks
     assert not torch.equal(first.mean.coefficients, other.mean.coefficients)

@@ -90,7 +90,9 @@ def test_a_law_that_bends_is_followed_and_its_slope_is_that_of_the_mean_score():
 def test_a_wide_law_has_cubes():
     scalar = Family([[0.9, 0.1], [0.1, 1.2]], [0.05, -0.1])
     reference = torch.tensor([0.1, -0.1]).double()
-    found = law(scalar, CurvedLaw(), 3, space=SQUARE, reference=reference, width=torch.tensor([0.3, 0.3]).double(), n=20_000)
+    found = law(
+        scalar, CurvedLaw(), 3, space=SQUARE, reference=reference, width=torch.tensor([0.3, 0.3]).double(), n=20_000
+    )
     assert int(found.powers.sum(-1).max()) == 3
     narrow = law(scalar, CurvedLaw(), 3, space=SQUARE, reference=reference, width=torch.tensor([0.03, 0.03]).double())
     assert int(narrow.powers.sum(-1).max()) == 2
@@ -150,7 +152,9 @@ def test_at_a_bound_simulations_stay_inside_and_the_slope_is_known_all_the_same(
 @pytest.mark.parametrize("power", [-7, 6])
 def test_units_of_theta_do_not_change_the_law(power):
     unit = torch.tensor([10.0**power, 1.0]).double()
-    there = ParameterSpace([Parameter("a", Uniform(-float(unit[0]), float(unit[0]))), Parameter("b", Uniform(-2.0, 2.0))])
+    there = ParameterSpace(
+        [Parameter("a", Uniform(-float(unit[0]), float(unit[0]))), Parameter("b", Uniform(-2.0, 2.0))]
+    )
     scaled = Quadratic(WRONG.design / unit, WRONG.metric, WRONG.offset)
     simulate = LinearLaw(TRUE.design / unit, TRUE.covariance)
     here = law(WRONG, OwnNumbers(TRUE, 3), 1)
@@ -172,7 +176,9 @@ def test_the_same_seed_gives_the_same_bits():
 def test_a_score_without_variance_is_refused_by_the_plugins_name():
     blind = Quadratic([[1.0, 1.0], [0.5, 0.5]], torch.eye(2), torch.zeros(2))
     simulate = LinearLaw([[1.0, 0.0], [0.0, 1.0]], torch.eye(2))
-    with pytest.raises(ModalityError, match=r"plugin 'w': the scores of 1600 simulations at θ = \(0.13, -0.6\) have no variance"):
+    with pytest.raises(
+        ModalityError, match=r"plugin 'w': the scores of 1600 simulations at θ = \(0.13, -0.6\) have no variance"
+    ):
         law(blind, simulate, 1)
 
     def off(theta, generator):

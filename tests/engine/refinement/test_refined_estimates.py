@@ -190,12 +190,8 @@ def sums(registry, names, B=100):
     laws = {**SIMULATORS, "e": LinearLaw(torch.eye(2), torch.diag(torch.tensor([0.09, 0.16])))}
     data = {name: draw(laws[name], n, 20 + n, B=B) for name, n in zip(names, (60, 41, 9), strict=False)}
     made = registry(**{name: plugins[name] for name in names})
-    fits = made.estimate_many(
-        data, refine={n: SIMULATORS[n] for n in names if n != "e"}, simulations=8000, seed=1
-    )
-    parts = [
-        precision_and_linear(plugins[n] if n != "e" else laws[n].exact(), laws[n], x) for n, x in data.items()
-    ]
+    fits = made.estimate_many(data, refine={n: SIMULATORS[n] for n in names if n != "e"}, simulations=8000, seed=1)
+    parts = [precision_and_linear(plugins[n] if n != "e" else laws[n].exact(), laws[n], x) for n, x in data.items()]
     return made, data, fits, solved(*parts)
 
 
@@ -336,7 +332,10 @@ def test_a_fixed_parameter_is_no_error_however_much_it_is_like_a_free_one(regist
 def test_units_of_theta_change_nothing(registry, power):
     unit = torch.tensor([10.0**power, 1.0]).double()
     there = [Parameter("a", Uniform(-float(unit[0]), float(unit[0]))), BOX[1]]
-    scaled, law = Quadratic(WRONG.design / unit, WRONG.metric, WRONG.offset), LinearLaw(TRUE.design / unit, TRUE.covariance)
+    scaled, law = (
+        Quadratic(WRONG.design / unit, WRONG.metric, WRONG.offset),
+        LinearLaw(TRUE.design / unit, TRUE.covariance),
+    )
     x = draw(TRUE, 60, 3)
     here = registry(w=WRONG).estimate({"w": x}, refine={"w": TRUE}, simulations=4000)
     found = registry(there, w=scaled).estimate({"w": x}, refine={"w": law}, simulations=4000)

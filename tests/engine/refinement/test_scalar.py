@@ -16,7 +16,9 @@ def test_its_value_score_and_information_are_those_of_the_quadratic():
     expected = -0.5 * torch.stack([(x[i, :, 2] - x[i, :, :2] @ THETA[i]).square().sum() for i in range(2)])
     assert torch.allclose(value, expected)
     (score,) = torch.autograd.grad(value.sum(), theta, create_graph=True)
-    curvature = -torch.stack([torch.autograd.grad(score[:, j].sum(), theta, retain_graph=True)[0] for j in range(2)], -2)
+    curvature = -torch.stack(
+        [torch.autograd.grad(score[:, j].sum(), theta, retain_graph=True)[0] for j in range(2)], -2
+    )
     closed = scalar.derivatives(x, THETA)
     for found, true in zip(closed, (value, score, curvature), strict=True):
         assert torch.allclose(found, true.detach(), atol=1e-12)
