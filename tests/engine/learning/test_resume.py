@@ -73,7 +73,7 @@ result.unlink()
 
 RANDOM = """
 rng, kills, runs = random.Random(int(sys.argv[3])), 0, 0
-while kills < int(sys.argv[4]) or result.exists():
+while kills < int(sys.argv[4]) or runs == 0 or result.exists():
     if result.exists():
         assert result.read_text() == whole, (kills, runs)
         result.unlink()
