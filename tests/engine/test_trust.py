@@ -389,7 +389,7 @@ def test_a_fault_of_the_maximum_itself_says_more_than_a_certificate(registry):
 
 
 def test_the_covariance_is_godambes_where_j_is_not_k(registry):
-    n, B = 40, 300
+    n, B = 40, 150
     for scalar, law in ((WRONG, TRUE), (OFF, LAW)):
         made = registry(w=(scalar, exactly(scalar, law)))
         _, _, K, J = closed(scalar, law, THETA[None])

@@ -32,7 +32,7 @@ PRIORS = {
 def test_repeated_calibrations_scatter_about_the_true_mean_score_as_they_say():
     law = LinearLaw([[1.0], [0.5]], [[1.0, 0.3], [0.3, 2.0]])
     scalar = Quadratic([[0.8], [0.7]], [[1.0, 0.1], [0.1, 0.6]], [0.1, -0.2], parameter_names=("a",))
-    R, at = 80, torch.tensor([[0.3], [0.97], [-0.6]]).double()
+    R, at = 50, torch.tensor([[0.3], [0.97], [-0.6]]).double()
     true, found = closed(scalar, law, at)[0], []
     for seed in range(R):
         mean, _, _, V = calibrate(scalar, prior=LINE, simulate=law, simulations=1500, seed=seed).calibration.at(at)

@@ -76,20 +76,20 @@ def solved(*parts):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """240 data sets of 50 observations of a wrong scalar, refined with 8000 simulations, worth about 5000 at θ̂."""
+    """240 data sets of 50 observations of a wrong scalar, refined with 5000 simulations, worth about 3200 at θ̂."""
     made = Registry.create(tmp_path_factory.mktemp("many") / "r", BOX)
     made.append("w", WRONG)
     x = draw(TRUE, 50, 1, B=240)
-    return made, x, made.estimate_many({"w": x}, refine={"w": TRUE}, simulations=8000, seed=1)
+    return made, x, made.estimate_many({"w": x}, refine={"w": TRUE}, simulations=5000, seed=1)
 
 
 def test_a_refined_wrong_scalar_gives_the_efficient_estimate_from_its_score(many):
     made, x, fits = many
     exact, C = solved(precision_and_linear(WRONG, TRUE, x))
     sd = C.diagonal().sqrt()
-    # what the simulations add: the mean score is known to about K/5000, of K/50
-    assert (((fits.theta - exact) / sd).abs() < 4.0 * math.sqrt(50 / 5000)).all()
-    assert ((fits.covariance - C) / (sd * sd[:, None])).abs().max() < 0.1
+    # what the simulations add: the mean score is known to about K/3200, of K/50
+    assert (((fits.theta - exact) / sd).abs() < 4.0 * math.sqrt(50 / 3200)).all()
+    assert ((fits.covariance - C) / (sd * sd[:, None])).abs().max() < 0.15
     assert set(fits.status) == {Status.CONVERGED}
     raw = made.estimate_many({"w": x[:2]}, refine=False)
     assert ((raw.theta - exact[:2]) / sd).abs().max() > 1.0
@@ -100,7 +100,7 @@ def test_its_pulls_have_width_1(many):
     pulls = (fits.theta - THETA) / fits.sd
     slack = 3.0 / math.sqrt(240)
     assert ((pulls.std(0) - 1.0).abs() < slack / math.sqrt(2)).all()
-    assert (pulls.mean(0).abs() < slack + 4.0 * math.sqrt(50 / 5000)).all()
+    assert (pulls.mean(0).abs() < slack + 4.0 * math.sqrt(50 / 3200)).all()
     chi = chi2(fits.theta - THETA, fits.covariance)
     assert stats.kstest(stats.chi2.sf(chi.numpy(), 2), "uniform").pvalue > 1e-3
 
@@ -108,9 +108,9 @@ def test_its_pulls_have_width_1(many):
 def test_many_are_as_one_by_one(many):
     made, x, fits = many
     for b in (0, 7):
-        one = made.estimate({"w": x[b]}, refine={"w": TRUE}, simulations=8000, seed=1)
+        one = made.estimate({"w": x[b]}, refine={"w": TRUE}, simulations=5000, seed=1)
         # the simulations are those of another reference point, at most 0.3 standard errors away
-        assert (((one.theta - fits.theta[b]) / one.sd).abs() < 6.0 * math.sqrt(50 / 5000)).all()
+        assert (((one.theta - fits.theta[b]) / one.sd).abs() < 6.0 * math.sqrt(50 / 3200)).all()
         assert torch.allclose(one.covariance, fits.covariance[b], rtol=0.1)
         again = fits[b]
         assert torch.equal(again.theta, fits.theta[b])
@@ -131,39 +131,39 @@ def test_one_alone_and_the_same_one_among_others_share_nothing_but_the_seed(regi
 
 def test_few_simulations_are_paid_for_in_the_error(registry):
     made, N, n = registry(w=WRONG), 2000, 2000
-    x = draw(TRUE, N, 5, B=30)
+    x = draw(TRUE, N, 5, B=20)
     _, C = solved(precision_and_linear(WRONG, TRUE, x))
     pulls, sizes = [], []
-    for b in range(30):  # each with simulations of its own
+    for b in range(20):  # each with simulations of its own
         fit = made.estimate({"w": x[b]}, refine={"w": TRUE}, simulations=n, seed=b)
         pulls.append(chi2(fit.theta - THETA, fit.covariance))
         sizes.append(fit.sd / C.diagonal().sqrt())
     # K/2000 of the data and K/1300 or so of the simulations
     assert abs(float(torch.stack(sizes).mean()) - math.sqrt(1.0 + N / 1300)) < 0.15
-    assert abs(float(torch.stack(pulls).mean()) - 2.0) < 4.0 * 2.0 / math.sqrt(30)
+    assert abs(float(torch.stack(pulls).mean()) - 2.0) < 4.0 * 2.0 / math.sqrt(20)
 
 
 def test_a_simulator_with_numbers_of_its_own_is_used_too(registry):
     made = registry(w=WRONG)
-    x = draw(TRUE, 100, 6, B=30)
+    x = draw(TRUE, 100, 6, B=20)
     found = []
-    for b in range(30):
+    for b in range(20):
         fit = made.estimate({"w": x[b]}, refine={"w": OwnNumbers(TRUE, b)}, simulations=8000, seed=b)
         assert fit.status is Status.CONVERGED
         assert 0.001 < fit.refinement.noise < 1 / 9  # the slope has noise of its own
         found.append(chi2(fit.theta - THETA, fit.covariance))
-    assert abs(float(torch.stack(found).mean()) - 2.0) < 4.0 * 2.0 / math.sqrt(30)
+    assert abs(float(torch.stack(found).mean()) - 2.0) < 4.0 * 2.0 / math.sqrt(20)
 
 
 def test_a_law_that_bends_is_refined_with_pulls_of_width_1(registry):
     law, scalar = CurvedLaw(), Family([[0.9, 0.1], [0.1, 1.2]], [0.05, -0.1])
     made = registry([Parameter("a", Uniform(-1.0, 1.0)), Parameter("b", Uniform(-1.0, 1.0))], w=scalar)
     theta = torch.tensor([0.2, 0.3]).double()
-    fits = made.estimate_many({"w": draw(law, 400, 7, theta, B=80)}, refine={"w": law}, simulations=16_000, seed=1)
+    fits = made.estimate_many({"w": draw(law, 400, 7, theta, B=60)}, refine={"w": law}, simulations=12_000, seed=1)
     assert set(fits.status) == {Status.CONVERGED}
     found = chi2(fits.theta - theta, fits.covariance)
-    # 400 observations share simulations worth 10,000 at most
-    assert abs(float(found.mean()) - 2.0) < 4.0 * 2.0 / math.sqrt(80) + 4.0 * math.sqrt(400 / 10_000)
+    # 400 observations share simulations worth 8000 at most
+    assert abs(float(found.mean()) - 2.0) < 4.0 * 2.0 / math.sqrt(60) + 4.0 * math.sqrt(400 / 8000)
     A, K = law.slope(theta), law.root(theta) @ law.root(theta).mT
     C = torch.linalg.inv(A) @ (K / 400) @ torch.linalg.inv(A).mT
     assert ((fits.covariance.mean(0) - C) / (C.diagonal() * C.diagonal()[:, None]).sqrt()).abs().max() < 0.15
@@ -185,12 +185,12 @@ def test_few_observations_are_refined_too(registry, n):
 # -- sums -------------------------------------------------------------------------------------------------
 
 
-def sums(registry, names, B=100):
+def sums(registry, names, B=60):
     plugins = {"w": WRONG, "v": OTHER, "e": Gaussian(parameter_names=("a", "b"), sd=[0.3, 0.4])}
     laws = {**SIMULATORS, "e": LinearLaw(torch.eye(2), torch.diag(torch.tensor([0.09, 0.16])))}
     data = {name: draw(laws[name], n, 20 + n, B=B) for name, n in zip(names, (60, 41, 9), strict=False)}
     made = registry(**{name: plugins[name] for name in names})
-    fits = made.estimate_many(data, refine={n: SIMULATORS[n] for n in names if n != "e"}, simulations=8000, seed=1)
+    fits = made.estimate_many(data, refine={n: SIMULATORS[n] for n in names if n != "e"}, simulations=5000, seed=1)
     parts = [precision_and_linear(plugins[n] if n != "e" else laws[n].exact(), laws[n], x) for n, x in data.items()]
     return made, data, fits, solved(*parts)
 
@@ -199,8 +199,8 @@ def sums(registry, names, B=100):
 def test_a_sum_is_the_joint_estimate_and_its_test_of_fit_is_chi_squared(registry, names, dof):
     _, _, fits, (exact, C) = sums(registry, names)
     sd = C.diagonal().sqrt()
-    assert (((fits.theta - exact) / sd).abs() < 4.0 * math.sqrt(60 / 5000)).all()
-    assert ((fits.covariance - C) / (sd * sd[:, None])).abs().max() < 0.1
+    assert (((fits.theta - exact) / sd).abs() < 4.0 * math.sqrt(60 / 3200)).all()
+    assert ((fits.covariance - C) / (sd * sd[:, None])).abs().max() < 0.15
     assert set(fits.status) == {Status.CONVERGED}
     assert {one.dof for one in fits.refinement} == {dof}
     p = [one.p_value for one in fits.refinement]
@@ -254,9 +254,9 @@ def test_a_parameter_that_one_plugin_has_for_itself_is_estimated_by_it(registry)
     scalar = Quadratic([[0.9, 0.2], [0.2, 1.1]], torch.eye(2), [0.05, 0.0], parameter_names=("b", "c"))
     made = registry([*BOX, Parameter("c", Uniform(-1.0, 1.0))], w=WRONG, k=scalar)
     truth = torch.tensor([0.3, -0.6, 0.2]).double()
-    data = {"w": draw(TRUE, 60, 1, B=80), "k": draw(own, 50, 2, truth[1:], B=80)}
-    fits = made.estimate_many(data, refine={"w": TRUE, "k": own}, simulations=8000)
-    J, right = torch.zeros(3, 3).double(), torch.zeros(80, 3).double()
+    data = {"w": draw(TRUE, 60, 1, B=50), "k": draw(own, 50, 2, truth[1:], B=50)}
+    fits = made.estimate_many(data, refine={"w": TRUE, "k": own}, simulations=5000)
+    J, right = torch.zeros(3, 3).double(), torch.zeros(50, 3).double()
     for columns, (part, linear) in (
         ([0, 1], precision_and_linear(WRONG, TRUE, data["w"])),
         ([1, 2], precision_and_linear(scalar, own, data["k"])),
@@ -265,7 +265,7 @@ def test_a_parameter_that_one_plugin_has_for_itself_is_estimated_by_it(registry)
         J[index[:, None], index] += part
         right[:, index] += linear
     exact, C = right @ torch.linalg.inv(J), torch.linalg.inv(J)
-    assert (((fits.theta - exact) / C.diagonal().sqrt()).abs() < 4.0 * math.sqrt(60 / 5000)).all()
+    assert (((fits.theta - exact) / C.diagonal().sqrt()).abs() < 4.0 * math.sqrt(60 / 3200)).all()
     assert {one.dof for one in fits.refinement} == {1}
     assert stats.kstest([one.p_value for one in fits.refinement], "uniform").pvalue > 1e-3
 
@@ -273,17 +273,17 @@ def test_a_parameter_that_one_plugin_has_for_itself_is_estimated_by_it(registry)
 def test_the_prior_counts_once(registry):
     space = [Parameter("a", Normal(0.0, 0.1)), Parameter("b", Normal(-0.2, 0.3))]
     made = registry(space, w=WRONG)
-    theta = ParameterSpace(space).sample_prior(80, 3)
-    x = TRUE(theta[:, None].expand(80, 40, 2), generator(4))
-    fits = made.estimate_many({"w": x}, refine={"w": TRUE}, prior=True, simulations=8000)
+    theta = ParameterSpace(space).sample_prior(50, 3)
+    x = TRUE(theta[:, None].expand(50, 40, 2), generator(4))
+    fits = made.estimate_many({"w": x}, refine={"w": TRUE}, prior=True, simulations=5000)
     weight = torch.diag(torch.tensor([100.0, 1.0 / 0.09]).double())
-    part = (weight, (weight @ torch.tensor([0.0, -0.2]).double()).expand(80, 2))
+    part = (weight, (weight @ torch.tensor([0.0, -0.2]).double()).expand(50, 2))
     exact, C = solved(precision_and_linear(WRONG, TRUE, x), part)
     sd = C.diagonal().sqrt()
-    assert (((fits.theta - exact) / sd).abs() < 4.0 * math.sqrt(40 / 5000)).all()
-    assert ((fits.covariance - C) / (sd * sd[:, None])).abs().max() < 0.1
+    assert (((fits.theta - exact) / sd).abs() < 4.0 * math.sqrt(40 / 3200)).all()
+    assert ((fits.covariance - C) / (sd * sd[:, None])).abs().max() < 0.15
     found = chi2(fits.theta - theta, fits.covariance)
-    assert abs(float(found.mean()) - 2.0) < 4.0 * 2.0 / math.sqrt(80)
+    assert abs(float(found.mean()) - 2.0) < 4.0 * 2.0 / math.sqrt(50)
     # over the prior, its pull is one more measurement: two scores, two parameters, two measurements
     assert {one.dof for one in fits.refinement} == {2}
     assert stats.kstest([one.p_value for one in fits.refinement], "uniform").pvalue > 1e-3
@@ -416,7 +416,7 @@ def test_a_simulator_that_has_nothing_to_do_with_the_data_gives_no_number(regist
 
     made = registry(w=WRONG)
     x = draw(TRUE, 50, 3, B=2)
-    for seed in range(2):
+    for seed in range(1):
         one = made.estimate({"w": x[seed]}, refine={"w": noise}, simulations=2000, seed=seed)
         assert one.status is Status.FAILED
         assert torch.isnan(one.theta).all()
@@ -481,7 +481,7 @@ def test_a_root_that_another_plugin_rules_out_is_none(registry):
 
 
 def test_a_calibrated_plugin_needs_no_simulator(registry):
-    calibrated = calibrate(WRONG, prior=ParameterSpace(BOX), simulate=TRUE, simulations=40_000, seed=1)
+    calibrated = calibrate(WRONG, prior=ParameterSpace(BOX), simulate=TRUE, simulations=20_000, seed=1)
     made, x = registry(w=calibrated), draw(TRUE, 50, 1, B=120)
     fits = made.estimate_many({"w": x})
     assert {kind for one in fits.refinement for kind in one.kinds.values()} == {"calibrated"}
