@@ -146,7 +146,8 @@ def task(name: str, root: Path) -> Task:
     if name == "sir":
         priors = {"beta": LogNormal(math.log(0.4), 0.5), "gamma": LogNormal(math.log(0.125), 0.2)}
         both = ParameterSpace([Parameter(n, prior=p) for n, p in priors.items()])
-        return Task(both, sir, NeuralLikelihood(("beta", "gamma"), (10,)))
+        tested = dict.fromkeys(range(10), "binomial 1000")
+        return Task(both, sir, NeuralLikelihood(("beta", "gamma"), (10,), discrete=tested, components=4))
     V = torch.from_numpy(read(root / "bernoulli_glm" / "design_matrix.csv"))
     precision = torch.from_numpy(read(root / "bernoulli_glm" / "prior_precision.csv"))
     L = torch.linalg.cholesky(torch.linalg.inv(precision))  # θ = L z, z standard normal: what is declared is z

@@ -23,6 +23,7 @@ References:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -35,6 +36,8 @@ from modalities._flows import FLOWS, conditional_density
 from modalities._networks import check_choice, check_count, check_hidden
 
 __all__ = ["NeuralLikelihood"]
+
+_DISTINCT, _MANY = 0.5, 100  # the share of distinct values below which an entry is not continuous; rows to tell by
 
 
 class NeuralLikelihood(Learnable):
@@ -49,10 +52,11 @@ class NeuralLikelihood(Learnable):
         flow: "mixture", "maf", "bpf" or "nsf", for the continuous part.
         transforms: How many steps a flow has; not used by "mixture".
         hidden: The widths of each network's hidden layers.
-        components: How many Gaussians "mixture" has for each number, and negative binomials each count.
+        components: How many Gaussians "mixture" has for each number, and (negative) binomials each count.
         activation: "silu", "tanh", "softplus", "gelu" or "mish".
-        discrete: Which entries of the flattened x are discrete: index -> number of categories, which are 0, 1, ..., or
-            "count" for whole numbers >= 0 that vary at least as much as a Poisson law's (else give categories).
+        discrete: Which entries of the flattened x are discrete: index -> number of categories, which are 0, 1, ...;
+            "count" for whole numbers >= 0 that vary at least as much as a Poisson law's; or "binomial 100" for those
+            out of 100 that vary at least as much as a binomial law's. Categories can have any law.
         simulator: An importable ``simulator(theta, generator)``, kept with the plugin by its name.
 
     Raises:
@@ -98,7 +102,7 @@ class NeuralLikelihood(Learnable):
         size, given = len(self.parameter_names), 0
         if kinds:
             assert self._configuration is not None
-            self._configuration["discrete"] = {str(i): kind or "count" for i, kind in kinds.items()}  # keys are text
+            self._configuration["discrete"] = {str(i): kind.text for i, kind in kinds.items()}  # keys are text
             self.chain = DiscreteChain(
                 list(kinds.values()), size, hidden, check_count("components", components), activation
             )
@@ -126,6 +130,9 @@ class NeuralLikelihood(Learnable):
     def standardise(self, features: Tensor, theta: Tensor) -> None:
         """Set the centres and scales from training data; discrete entries stay as they are.
 
+        Warns where an entry that is taken for continuous repeats itself: its density has spikes, which take all there is
+        to gain in training and leave little of θ.
+
         Arguments:
             features: Raw features, shape (n, F).
             theta: Shape (n, P_m).
@@ -137,6 +144,21 @@ class NeuralLikelihood(Learnable):
         if self._discrete:
             self.chain.standardise(features[:, self._discrete])
             self.feature_centre[self._discrete], self.feature_scale[self._discrete] = 0.0, 1.0
+        if self.normalised:
+            self._warn_of_ties(features[:, self._continuous])
+
+    def _warn_of_ties(self, columns: Tensor) -> None:
+        rows = len(columns)
+        distinct = [len(column.unique()) for column in columns.unbind(-1)]
+        tied = [(i, d) for i, d in zip(self._continuous, distinct, strict=True) if 1 < d < _DISTINCT * rows]
+        if rows >= _MANY and tied:
+            seen = ", ".join(f"{d} in entry {i}" for i, d in tied[:3]) + (", …" if len(tied) > 3 else "")
+            warnings.warn(
+                f"{type(self).__name__} takes entries of x for continuous that repeat their values: {seen} of {rows:,} rows "
+                "are distinct. Declare categories and counts with discrete={index: categories, 'count' or 'binomial N'}, "
+                "or use NeuralRatio",
+                stacklevel=3,
+            )
 
     def constant(self) -> Tensor | float:
         """−Σ log scale of the features: with it the density integrates to 1 over x, where there is no summary."""

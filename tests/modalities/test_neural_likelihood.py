@@ -1,16 +1,17 @@
 """Conditional densities: normalisation by quadrature and sums, smoothness, and what is learned of known laws."""
 
 import math
+import warnings
 
 import pytest
 import torch
-from torch.distributions import NegativeBinomial, Normal, Poisson
+from torch.distributions import Binomial, NegativeBinomial, Normal, Poisson
 
 from engine.errors import ModalityError, ObservationError
 from engine.observations import Observations
 from engine.plugin import read_plugin, write_plugin
 from modalities import MixtureDensity, NeuralLikelihood
-from modalities._discrete import negative_binomial
+from modalities._discrete import binomial, negative_binomial
 from modalities._flows import FLOWS
 from modalities.summaries import MLP
 
@@ -23,7 +24,7 @@ def built(event, shift=3.0, **options):
     x = shift + 2.0 * torch.randn(200, *event)
     for index, kind in likelihood.configuration.get("discrete", {}).items():
         flat = x.view(200, -1)
-        flat[:, int(index)] = torch.randint(0, 9 if kind == "count" else kind, (200,)).float()
+        flat[:, int(index)] = torch.randint(0, kind if isinstance(kind, int) else 9, (200,)).float()
     likelihood.standardise(likelihood.raw_features(x), torch.randn(200, 2))
     return likelihood
 
@@ -130,6 +131,45 @@ def test_the_negative_binomial_is_that_of_torch_and_reaches_poisson():
     assert torch.autograd.gradgradcheck(lambda m, k: negative_binomial(n[:4], m, k), args)
 
 
+def test_the_binomial_is_that_of_torch_and_keeps_its_digits():
+    n = torch.tensor([0.0, 1.0, 500.0, 999.0, 1000.0], dtype=torch.float64)[:, None]
+    logit = torch.tensor([-30.0, -2.0, 0.0, 3.0, 30.0], dtype=torch.float64)
+    torch.testing.assert_close(binomial(n, 1000, logit), Binomial(1000, logits=logit).log_prob(n), rtol=1e-9, atol=1e-9)
+    many, odds = torch.tensor(300_000.0), torch.tensor(-0.85)
+    double = Binomial(10**6, logits=odds.double()).log_prob(many.double())
+    assert abs(float(binomial(many, 10**6, odds) - double)) < 0.1  # lgamma in float32 would be off by whole nats
+    assert torch.autograd.gradgradcheck(lambda z: binomial(n, 1000, z), (logit[1:4].clone().requires_grad_(),))
+
+
+def test_counts_out_of_a_number_are_learned_and_add_up_to_one(train):
+    """a ~ Binomial(40, σ(θ)), b ~ Binomial(40, a / 80 + ¼): the score is that of a alone."""
+    theta = 2.0 * torch.rand(8000, 1) - 1.0
+    a = torch.binomial(torch.full((8000,), 40.0), theta[:, 0].sigmoid())
+    x = torch.stack([a, torch.binomial(torch.full((8000,), 40.0), a / 80.0 + 0.25)], -1)
+    likelihood = NeuralLikelihood(
+        ("t",), (2,), discrete={0: "binomial 40", 1: "binomial 40"}, hidden=(32,), components=2
+    )
+    train(likelihood, theta, x, epochs=12)
+    grid = torch.cartesian_prod(torch.arange(41.0), torch.arange(41.0))
+    assert float(likelihood(grid, torch.tensor([0.4])).double().exp().sum()) == pytest.approx(1.0, abs=1e-5)
+    assert float(likelihood(torch.tensor([41.0, 3.0]), torch.tensor([0.4]))) == -math.inf
+    at = theta[:2000].clone().requires_grad_()
+    (score,) = torch.autograd.grad(likelihood(x[:2000], at).sum(), at)
+    true = (a - 40.0 * theta[:, 0].sigmoid())[:2000, None]
+    assert float((score * true).mean() / true.square().mean()) == pytest.approx(1.0, abs=0.1)
+
+
+def test_numbers_that_repeat_are_not_taken_for_continuous_without_a_word():
+    theta, counts = torch.randn(500, 1), torch.poisson(torch.full((500,), 3.0))
+    x = torch.stack([torch.randn(500), counts], -1)
+    with pytest.warns(UserWarning, match=r"NeuralLikelihood .* repeat .* in entry 1 of 500 rows .* discrete="):
+        NeuralLikelihood(("t",), (2,)).standardise(x, theta)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        NeuralLikelihood(("t",), (2,), discrete={1: "count"}).standardise(x, theta)
+        NeuralLikelihood(("t",), (2,)).standardise(torch.stack([x[:, 0], torch.ones(500)], -1), theta)  # constant
+
+
 def test_values_that_there_are_not_score_minus_infinity_and_are_refused_as_data():
     likelihood = built((2,), discrete={1: 3})
     x = torch.tensor([[0.5, 0.0], [0.5, 3.0], [0.5, -1.0], [0.5, 0.5]])
@@ -145,13 +185,14 @@ def test_values_that_there_are_not_score_minus_infinity_and_are_refused_as_data(
 
 
 def test_a_configuration_with_discrete_entries_is_written_and_read(tmp_path):
-    likelihood = built((3,), discrete={2: "count", 0: 3})
-    assert likelihood.configuration["discrete"] == {"0": 3, "2": "count"}
+    likelihood = built((4,), discrete={2: "count", 0: 3, 3: "binomial 8"})
+    assert likelihood.configuration["discrete"] == {"0": 3, "2": "count", "3": "binomial 8"}
     write_plugin(tmp_path / "p", likelihood)
     again = read_plugin(tmp_path / "p")
-    x = torch.tensor([[1.0, 0.3, 7.0], [2.0, 9.0, 0.0]])
+    x = torch.tensor([[1.0, 0.3, 7.0, 8.0], [2.0, 9.0, 0.0, 1.0]])
     assert torch.equal(likelihood.eval()(x, THETA), again(x, THETA))
-    assert not bool(again.support.check(torch.tensor([[3.0, 0.3, 7.0]])).all())
+    assert not bool(again.support.check(torch.tensor([3.0, 0.3, 7.0, 8.0])).all())
+    assert not bool(again.support.check(torch.tensor([1.0, 0.3, 7.0, 9.0])).all())
 
 
 def test_training_data_that_are_no_categories_are_refused():
@@ -182,7 +223,11 @@ def test_with_a_summary_it_is_no_density_of_x():
         ({"flow": "glow"}, "flow must be one of mixture, maf, bpf, nsf, got 'glow'"),
         ({"transforms": 0}, "transforms must be a whole number >= 1, got 0"),
         ({"discrete": {5: 2}}, "discrete must name entries of x from 0 to 1, each once, got 5"),
-        ({"discrete": {0: 1}}, r"discrete\[0\] must be a number of categories >= 2 or 'count', got 1"),
+        (
+            {"discrete": {0: 1}},
+            r"discrete\[0\] must be a number of categories >= 2, 'count', or 'binomial N' for a count out of N, got 1",
+        ),
+        ({"discrete": {0: "binomial 0"}}, r"'binomial N' for a count out of N, got 'binomial 0'"),
         ({"discrete": "count"}, "discrete must be a mapping, got 'count'"),
         ({"discrete": {0: 2}, "summary": MLP(2, 2)}, r"discrete \[0\] must be entries of x itself, got a summary"),
     ],
