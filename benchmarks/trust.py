@@ -195,33 +195,34 @@ def plain_sum(
     scores: dict[str, Score], values: dict[str, Score], data: dict[str, Tensor], start: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The maximum of each plain sum reached from a start (B, 2), and its covariance: scoring steps, outer products."""
-    theta, found = start.clone(), []
-    B = len(theta)
+    theta, everything = start.clone(), torch.arange(len(start))
 
-    def parts(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        S, g, J = torch.zeros(B).double(), torch.zeros(B, 2).double(), torch.zeros(B, 2, 2).double()
+    def parts(theta: Tensor, of: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Value, score and its outer products for some of the data sets, (b), (b, 2), (b, 2, 2)."""
+        S, g, J = torch.zeros(len(of)).double(), torch.zeros(len(of), 2).double(), torch.zeros(len(of), 2, 2).double()
         for kind, x in data.items():
-            for b in range(B):
-                at = theta[b].expand(x.shape[1], -1)
-                u = scores[kind](x[b], at)
-                S[b] += values[kind](x[b], at).sum()
-                g[b] += u.sum(0)
-                centred = u - u.mean(0)
-                J[b] += centred.T @ centred
+            for some in torch.arange(len(of)).split(max(1, 20_000 // x.shape[1])):
+                rows = x[of[some]].flatten(0, 1)
+                at = theta[some].repeat_interleave(x.shape[1], 0)
+                u = scores[kind](rows, at).unflatten(0, (len(some), -1))
+                S[some] += values[kind](rows, at).unflatten(0, (len(some), -1)).sum(-1)
+                g[some] += u.sum(1)
+                centred = u - u.mean(1, keepdim=True)
+                J[some] += centred.mT @ centred
         return S, g, J
 
-    S, g, J = parts(theta)
+    S, g, J = parts(theta, everything)
+    moving = everything
     for _ in range(25):
-        step = torch.linalg.solve(J + 1e-9 * J.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None] * torch.eye(2), g)
-        new = (theta + step.clamp(-0.3, 0.3)).clamp(-1.0, 1.0)
-        better = parts(new)
-        good = better[0] > S
+        ridge = 1e-9 * J[moving].diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None] * torch.eye(2)
+        step = torch.linalg.solve(J[moving] + ridge, g[moving]).clamp(-0.3, 0.3)
+        new = (theta[moving] + step).clamp(-1.0, 1.0)
+        better = parts(new, moving)
+        good = better[0] > S[moving]
         for old, fresh in zip((theta, S, g, J), (new, *better), strict=True):
-            old[good] = fresh[good]
-        if bool(((new - theta).abs().amax(-1)[~good] < 1e-3).all()) and bool((step.abs()[good] < 1e-4).all()):
-            break
-        found.append(good)
-        if not bool(good.any()):
+            old[moving[good]] = fresh[good]
+        moving = moving[good & (step.abs().amax(-1) > 1e-4)]
+        if not len(moving):
             break
     return theta, torch.linalg.pinv(J)
 

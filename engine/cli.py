@@ -352,7 +352,8 @@ def train(
 
     Exit status 2 if any was not appended; the others are.
     """
-    from engine.learning.job import Trained, run_jobs
+    from engine.learning.jobs import run_jobs
+    from engine.learning.running import Trained
 
     found: list[Trained] = []
 

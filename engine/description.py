@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.constraints import SpaceConstraint, constraint_from_toml
 from engine.errors import RegistryError
 from engine.files import file_hashes, hash_of_hashes, parse_toml, read_bytes
 from engine.parameter import Parameter
@@ -34,6 +35,7 @@ class PluginInfo:
         parameter_units: Parameter -> the unit that the modality takes for granted.
         parameters: Declarations that the plugin brings along for parameters that a registry may not have yet.
         training_prior: The prior that it was trained on, where it was trained.
+        training_constraints: What tied the parameters of that prior together.
         frozen: Weights that training had left alone (``requires_grad`` was off).
         versions: What it was written with: python, torch, numpy, zarr, scalar-evidence, the factory's own package.
         certificate: The certificate as plain values; :func:`engine.plugin.read_certificate` has its tensors as well.
@@ -60,6 +62,7 @@ class PluginInfo:
     parameter_units: Mapping[str, str]
     parameters: tuple[Parameter, ...]
     training_prior: tuple[Parameter, ...] | None
+    training_constraints: tuple[SpaceConstraint, ...]
     frozen: tuple[str, ...]
     versions: Mapping[str, str]
     certificate: Mapping[str, Any] | None
@@ -116,6 +119,7 @@ def describe(folder: str | Path) -> PluginInfo:
             training_prior=tuple(map(Parameter.from_toml, take_all("training_prior", list, dict)))
             if "training_prior" in table
             else None,
+            training_constraints=tuple(map(constraint_from_toml, take_all("training_constraints", list, dict))),
             frozen=take_all("frozen", list, str),
             versions=take_all("versions", dict, str),
             certificate=take("certificate", dict) if "certificate" in table else None,

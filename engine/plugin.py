@@ -153,6 +153,8 @@ def _write(
     ]
     if prior is not None:
         lines.append(f"training_prior = {inline([p.to_toml() for p in prior])}")
+        if prior.constraints:
+            lines.append(f"training_constraints = {inline([c.to_toml() for c in prior.constraints])}")
     lines += _table("configuration", dict(sorted(configuration.items()))) + _table("parameter_units", units)
     if certificate is not None:
         lines += _table("certificate", certificate)
@@ -342,7 +344,8 @@ def _read(folder: Path, trust: bool, guarded: bool) -> Modality:
         if key in weights:
             weights[key].requires_grad_(False)
     if info.training_prior is not None and _takes_prior(type(modality)):
-        modality.training_prior = ParameterSpace(info.training_prior)  # pyright: ignore[reportAttributeAccessIssue]
+        space = ParameterSpace(info.training_prior, info.training_constraints)
+        modality.training_prior = space  # pyright: ignore[reportAttributeAccessIssue]
     return modality.eval()
 
 

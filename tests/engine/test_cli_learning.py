@@ -316,7 +316,7 @@ import os, signal, sys
 from pathlib import Path
 from engine import Registry
 from engine.cli import main
-from engine.learning import checkpoint, job  # once, not in every child
+from engine.learning import checkpoint, jobs  # once, not in every child
 from modalities import MixtureDensity
 
 checkpoint.EVERY = 0.0  # after every epoch

@@ -13,6 +13,7 @@ from torch import nn
 
 import engine.arrays
 from engine.arrays import array_headers, read_arrays, write_arrays
+from engine.constraints import Ball, Linear
 from engine.errors import ModalityError, RegistryError, UntrustedError
 from engine.factories import reference, resolve
 from engine.files import hash_of_hashes, inline, parse_toml
@@ -370,6 +371,16 @@ def test_describe_says_what_a_plugin_is(tmp_path):
     assert read_plugin(tmp_path / "p").training_prior == modality.training_prior
     with pytest.raises(ModalityError, match="only parameters it depends on, got z"):
         write_plugin(tmp_path / "q", modality, parameters=[Parameter("z")])
+
+
+def test_the_training_prior_comes_back_with_what_ties_its_parameters(tmp_path):
+    modality: Any = Gaussian(parameter_names=("H0", "m"))
+    both = [Parameter(name, bounds=(0.0, 100.0)) for name in ("H0", "m")]
+    modality.training_prior = ParameterSpace(both, [Linear({"H0": 1.0, "m": 1.0}, upper=70.0), Ball(["H0", "m"], 90.0)])
+    write_plugin(tmp_path / "p", modality)
+    again = read_plugin(tmp_path / "p").training_prior
+    assert again == modality.training_prior
+    assert [str(c) for c in again.constraints] == [str(c) for c in modality.training_prior.constraints]
 
 
 def test_changed_files_are_told_apart(tmp_path):

@@ -14,7 +14,8 @@ from torch.distributions import Uniform
 from engine import Modality, ModalityError, Parameter, ParameterError, Registry, RegistryError, UntrustedError
 from engine.learning import TrainingError
 from engine.learning.folder import locked
-from engine.learning.job import read_job, run_jobs
+from engine.learning.job import read_job
+from engine.learning.jobs import run_jobs
 from engine.plugin import read_plugin
 from engine.specification import read_specification
 
