@@ -432,6 +432,7 @@ class Registry:
         polish: int = 24,
         seed: int = 0,
         allow_identical: bool = False,
+        progress: bool | None = None,
     ) -> Estimate:
         """θ̂ with its uncertainty and status, from any subset of the plugins.
 
@@ -445,6 +446,7 @@ class Registry:
             covariance: ``"observed"``, ``"expected"`` or ``"godambe"``; ``"auto"`` is the observed one, or Godambe's where
                 a certificate says that a scalar's curvature is not the variance of its score.
             start, fixed, screen, polish, seed: See :func:`engine.estimate.estimate`.
+            progress: Whether to show how many simulations a refinement has made; by default, on a terminal.
 
         Returns:
             An :class:`engine.Estimate`. Look at its ``status``: a fit that fails says so there.
@@ -458,7 +460,8 @@ class Registry:
         settings: dict[str, Any] = {"start": start, "fixed": fixed, "covariance": kind, "seed": seed}
         laws = laws_of(evidence.modalities, refine, self.parameters)
         if laws:
-            fit = refined_estimate(evidence, laws, simulations=simulations, provenance=provenance, **settings)
+            settings |= {"simulations": simulations, "provenance": provenance, "progress": progress}
+            fit = refined_estimate(evidence, laws, **settings)
         else:
             fit = estimate(evidence, screen=screen, polish=polish, provenance=provenance, **settings)
         counts = {n: torch.tensor([k]) for n, k in evidence.observations.lengths.items()}

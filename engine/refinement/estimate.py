@@ -21,7 +21,7 @@ from engine.modality import Modality
 from engine.observations import Observations
 from engine.parameters import ParameterSpace
 from engine.refinement.kept import Kept
-from engine.refinement.law import Laws
+from engine.refinement.law import Laws, SimulatedLaws
 from engine.refinement.refine import Refinement, Sets, Single, refine
 from engine.report.progress import progress_bar
 from engine.result import Estimate, Status
@@ -42,6 +42,7 @@ def refined_estimate(
     simulations: int = 20_000,
     seed: int = 0,
     provenance: Mapping[str, Any] | None = None,
+    progress: bool | None = None,
 ) -> Estimate:
     """θ̂ of one data set from refined scalars and the other plugins; see :func:`engine.refinement.refine`.
 
@@ -50,6 +51,7 @@ def refined_estimate(
         laws: Where the laws of the learned scores come from.
         start, fixed, covariance, provenance: As for :func:`engine.estimate.estimate`.
         simulations, seed: As for :func:`engine.refinement.refine`.
+        progress: Whether to show how many simulations were made; by default, on a terminal.
 
     Returns:
         The estimate, with its ``refinement``. One that did not settle has failed.
@@ -60,17 +62,21 @@ def refined_estimate(
     space, fixed = evidence.parameters, dict(fixed or {})
     check(space, fixed, covariance, 1, 1, None)
     begin = _start(space, start, fixed, 1)
-    found = refine(
-        space,
-        evidence.modalities,
-        Single(evidence.observations),
-        laws,
-        prior=evidence.prior,
-        fixed=fixed,
-        start=begin,
-        simulations=simulations,
-        seed=seed,
-    )
+    simulated = [law for law in laws.values() if isinstance(law, SimulatedLaws)]
+    with progress_bar("simulating around θ̂", None, progress if simulated else False) as tick:
+        for law in simulated:
+            law.tick = tick
+        found = refine(
+            space,
+            evidence.modalities,
+            Single(evidence.observations),
+            laws,
+            prior=evidence.prior,
+            fixed=fixed,
+            start=begin,
+            simulations=simulations,
+            seed=seed,
+        )
     others = {n: m for n, m in evidence.modalities.items() if n not in laws}
     live: dict[str, Modality] = {**others, **found.modalities}
     kept: dict[str, Any] = {n: evidence.observations[n] for n in others}

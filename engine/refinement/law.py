@@ -151,22 +151,18 @@ class SimulatedLaws:
         modality: The learned one.
         simulate: Its simulator.
         prior: The prior that it was trained on: simulations stay inside.
+
+    Attributes:
         tick: Told how many simulations were made.
     """
 
     kind = "refined"
+    tick: Callable[[int], None] | None = None
 
-    def __init__(
-        self,
-        name: str,
-        modality: Modality,
-        simulate: Simulate,
-        prior: ParameterSpace,
-        tick: Callable[[int], None] | None = None,
-    ) -> None:
+    def __init__(self, name: str, modality: Modality, simulate: Simulate, prior: ParameterSpace) -> None:
         self.name = name
         self.modality = modality.modality if isinstance(modality, Calibrated) else modality
-        self.simulate, self.prior, self.tick = simulate, prior, tick
+        self.simulate, self.prior = simulate, prior
         self.excluded = 0
         self.identity = f"{self.kind} by {getattr(simulate, '__qualname__', type(simulate).__qualname__)}"
 

@@ -113,7 +113,6 @@ def laws_of(
     modalities: Mapping[str, Modality],
     refine: bool | Mapping[str, Simulate] | None,
     parameters: ParameterSpace,
-    tick: Callable[[int], None] | None = None,
 ) -> dict[str, Laws]:
     """Which plugins of a query get a calibrated scalar, and where its law comes from.
 
@@ -122,7 +121,6 @@ def laws_of(
         refine: None refines those that came with a simulator and calibrates those that have fields; True demands one of
             both of every learned plugin; a mapping gives simulators, by name; False leaves all scalars raw.
         parameters: The registry's, whose priors stand in for a training prior that is not known.
-        tick: Told how many simulations were made.
 
     Raises:
         ModalityError: for a simulator of a plugin that is not in the query, or True where one has neither.
@@ -141,7 +139,7 @@ def laws_of(
             simulate = modality.simulate
         if simulate is not None:
             space = getattr(modality, "training_prior", None) or parameters.only(modality.parameter_names)
-            out[name] = SimulatedLaws(name, modality, simulate, space, tick)
+            out[name] = SimulatedLaws(name, modality, simulate, space)
         elif isinstance(modality, Calibrated):
             out[name] = FieldLaws(modality)
         elif refine is True and modality.learned:

@@ -10,12 +10,12 @@ __all__ = ["progress_bar"]
 
 
 @contextmanager
-def progress_bar(what: str, total: int, shown: bool | None = None) -> Iterator[Callable[[int], None]]:
+def progress_bar(what: str, total: int | None, shown: bool | None = None) -> Iterator[Callable[[int], None]]:
     """A bar with a count and the time left.
 
     Arguments:
         what: What is being done.
-        total: How many steps there are.
+        total: How many steps there are; None where nobody knows.
         shown: None shows it where stderr is a terminal; True and False say so.
 
     Yields:
