@@ -22,14 +22,12 @@ from engine.observations import Observations
 from engine.parameters import ParameterSpace
 from engine.refinement.kept import Kept
 from engine.refinement.law import Laws, SimulatedLaws
-from engine.refinement.refine import Refinement, Sets, Single, refine
+from engine.refinement.refine import NOISE, Refinement, Sets, Single, refine
 from engine.report.progress import progress_bar
 from engine.result import Estimate, Status
 from engine.search import feasible, given_start
 
 __all__: list[str] = []  # what Registry.estimate and estimate_many do with refine=
-
-_NOISE = 1 / 9  # of the information: a slope that is three standard errors from none
 
 
 def refined_estimate(
@@ -206,7 +204,7 @@ def _verdict(status: Status, reason: str, one: Refinement) -> tuple[Status, str]
             Status.FAILED,
             "S of the raw scalars is −∞ at all points of the prior that were tried; check bounds and data",
         )
-    if one.converged and one.noise > _NOISE:
+    if one.converged and one.noise > NOISE:
         return (
             Status.FAILED,
             f"the simulations hardly tell how the scores depend on θ: noise makes up {min(one.noise, 1.0):.0%} of the information "

@@ -93,25 +93,22 @@ class Laws(Protocol):
         """The laws at reference points (K, P_m), for data from within ``widths`` (K, P_m) of them."""
         ...
 
-    def expected(self, theta: Tensor, others: Tensor, seed: tuple[int, ...]) -> tuple[Tensor, Tensor | None, int]:
-        """The mean (k,) of :func:`features` of data from theta (P_m,), their covariance, and from how many simulations."""
+    def expected(self, theta: Tensor, roots: Tensor, seed: tuple[int, ...]) -> tuple[Tensor, Tensor | None, int]:
+        """:func:`features` of data from theta (P_m,): their mean (F,), covariance (F, F), and from how many simulations.
+
+        Where the covariance is None, theta is the only root, and the data have to tell it.
+        """
         ...
 
 
-def features(modality: Modality, x: Tensor, theta: Tensor, others: Tensor | None) -> Tensor:
-    """What tells a right root from a wrong one, (n, k), of observations x (n, *event_shape) at a root theta (P,).
+def features(modality: Modality, x: Tensor, roots: Tensor) -> Tensor:
+    """What tells roots (k, P) apart, (n, F), of observations x (n, *event_shape): the same for all of them.
 
-    The products of the components of the score there, and the scalar at this root and at the other ones (C, P).
+    The products of the components of the score at each root, and the scalar there less that at the first.
     """
-    s, u = scored_rows(modality, x, theta.expand(len(x), -1))
-    i, j = torch.triu_indices(len(theta), len(theta))
-    columns = [u[:, i] * u[:, j]]
-    if others is not None:
-        with torch.no_grad():
-            columns += [s[:, None]]
-            columns += [
-                modality(x.to(modality.dtype), o.to(modality.dtype)).double()[:, None] - s[:, None] for o in others
-            ]
+    found = [scored_rows(modality, x, theta.expand(len(x), -1)) for theta in roots]
+    i, j = torch.triu_indices(roots.shape[1], roots.shape[1])
+    columns = [u[:, i] * u[:, j] for _, u in found] + [(s - found[0][0])[:, None] for s, _ in found[1:]]
     return torch.cat(columns, -1)
 
 
@@ -137,8 +134,8 @@ class FieldLaws:
             out.append(Law(reference, torch.full_like(reference, torch.inf), powers, coefficients, covariance, K, 0))
         return out
 
-    def expected(self, theta: Tensor, others: Tensor, seed: tuple[int, ...]) -> tuple[Tensor, Tensor | None, int]:
-        """The mean (k,) of :func:`features` without the scalar at theta (P,); its variance is the data's."""
+    def expected(self, theta: Tensor, roots: Tensor, seed: tuple[int, ...]) -> tuple[Tensor, Tensor | None, int]:
+        """The mean (F,) of :func:`features` at theta (P,) alone."""
         mean, _, K, _ = (t[0] for t in self.calibration.at(theta[None]))
         i, j = torch.triu_indices(len(theta), len(theta))
         return (K + mean[:, None] * mean)[i, j], None, 0
@@ -214,14 +211,14 @@ class SimulatedLaws:
         made = len(u) + 2 * len(difference)
         return Law(reference, width, powers, c / scale[:, None], covariance.reshape(inverse.shape), K, made)
 
-    def expected(self, theta: Tensor, others: Tensor, seed: tuple[int, ...]) -> tuple[Tensor, Tensor | None, int]:
-        """The mean (k,) and covariance (k, k) of :func:`features` at theta (P,), from n simulations there, and n."""
+    def expected(self, theta: Tensor, roots: Tensor, seed: tuple[int, ...]) -> tuple[Tensor, Tensor | None, int]:
+        """The mean (F,) and covariance (F, F) of :func:`features` of n simulations at theta (P,), and n."""
         at = theta.expand(_VERIFIED, -1)
         blocks = simulate_blocks(
             self.simulate, at, seed[0], (*seed[1:], 3), tuple(self.modality.event_shape), self.tick
         )
         x = torch.cat([part.x for _, part in blocks])
-        f = features(self.modality, x, theta, others)
+        f = features(self.modality, x, roots)
         return f.mean(0), torch.cov(f.T).reshape(f.shape[1], -1), len(f)
 
     def _scores(self, true: Tensor, reference: Tensor, seed: tuple[int, ...], part: int) -> tuple[Tensor, Tensor, int]:

@@ -45,6 +45,8 @@ _RIVAL = 3.0  # nats within which another root is worth a word
 _UNLIKE = 1e-2  # the chance of data as unlike those of a root, below which others are looked for
 _EVERYWHERE = 12  # points of the prior to look from
 _TESTED = 0.01  # the variance of a residual, in units of its score's, below which θ̂ takes all of it
+_MORE = (4, 16)  # times the simulations, for data sets that so far did not settle or have too much noise
+NOISE = 1 / 9  # of the information: a slope that is three standard errors from none
 _CHUNK = 128  # data sets that are refined, and kept, together
 _NUMBERS = 2**24  # of data in one chunk
 
@@ -239,7 +241,8 @@ def refine(
         prior: Whether the log prior takes part in the maximum.
         fixed: Parameters to hold, by name.
         start: One more starting point, (P,) or (B, P).
-        simulations: For each law, in the last rounds; a quarter of them, 5000 at most, choose between starting points.
+        simulations: For each law, in the last rounds; a quarter of them, 5000 at most, choose between starting points. Data
+            sets for which they are too few get up to 16 times as many.
         seed: Of starting points and simulations.
         tick: Told how many data sets are done.
         kept: Where finished chunks are kept, and found again.
@@ -310,7 +313,7 @@ def _chunk(
 
     few = max(1000, min(5000, simulations // 4))
     search_few = solver(_TRIED)
-    tried = search_few.run(item, theta, few, (seed, 1))
+    tried = _distinct(search_few.run(item, theta, few, (seed, 1)), torch.arange(last - first), space)
     told = any(source.kind == "refined" for source in laws.values())  # by simulations, which root is the right one
     judge = None if told else Ensemble(space, modalities, data.part(first, last, _TRIED), prior=prior)
     best, rivals, bad = _choose(judge, tried, search_few.fit(tried, (seed, 3)), space, last - first)
@@ -320,7 +323,13 @@ def _chunk(
         best, rivals, _ = _choose(judge, tried, search_few.fit(tried, (seed, 3)), space, last - first)
     alive = torch.unique(tried.item)  # without data sets that the raw scalars call impossible everywhere
     rows = search_few.blank(torch.arange(last - first), middle.repeat(last - first, 1))
-    rows = rows.replaced(alive, solver(None).run(alive, tried.theta[best[alive]], simulations, (seed, 2)))
+    final = solver(None)
+    rows = rows.replaced(alive, final.run(alive, tried.theta[best[alive]], simulations, (seed, 2)))
+    for more in _MORE if told else ():
+        shaky = alive[~rows.done[alive] | (_share_of_noise(rows)[alive] > NOISE)]
+        if not len(shaky):
+            break
+        rows = rows.replaced(shaky, final.run(shaky, rows.theta[shaky], more * simulations, (seed, 2)))
     counts = {name: _counts(data, name, first, last) for name in laws}
     refinements = [_record(rows, b, laws, learned, counts, rivals[b], space) for b in range(last - first)]
     return rows, refinements
@@ -370,16 +379,16 @@ def _distinct(rows: Rows, items: Tensor, space: ParameterSpace) -> Rows:
 
 
 def _choose(
-    raw: Ensemble | None, tried: Rows, found: tuple[Tensor, Tensor], space: ParameterSpace, count: int
+    raw: Ensemble | None, tried: Rows, found: tuple[Tensor, Tensor, Tensor], space: ParameterSpace, count: int
 ) -> tuple[Tensor, list[dict[str, float]], Tensor]:
     """The row to go on with for each data set, another one nearly as good, and the data sets for which none looks right.
 
     The row whose refined scalars and whose data fit best; where no simulator tells, the one with the highest raw sum
     among those that fit alike.
     """
-    fit, dof = found
+    told, fit, dof = found
     at = None if raw is None else torch.where(tried.done, raw.value(tried.theta, tried.item), -torch.inf)
-    score = torch.where(tried.done, tried.value - 0.5 * fit, -torch.inf)
+    score = torch.where(tried.done, tried.value + told, -torch.inf)
     best, rivals, bad = torch.zeros(count, dtype=torch.long), [], []
     for b in range(count):
         own = (tried.item == b).nonzero()[:, 0]
@@ -439,5 +448,10 @@ def _record(
         statistic=float(statistic),
         dof=int(tested.sum()),
         rival=rival,
-        noise=max(0.0, float(torch.linalg.eigvals(rows.covariance[b] @ rows.noise[b]).real.max())),
+        noise=float(_share_of_noise(rows)[b]),
     )
+
+
+def _share_of_noise(rows: Rows) -> Tensor:
+    """The largest share (R,) of the information in any direction that the noise of simulated slopes makes up."""
+    return torch.linalg.eigvals(rows.covariance @ rows.noise).real.amax(-1).clamp_min(0.0)

@@ -160,30 +160,38 @@ class Solver:
             rows.simulations[name] = torch.zeros(R, dtype=torch.long)
         return rows
 
-    def fit(self, rows: Rows, seed: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """How badly the data look like data from each row's θ̂: about χ² (R,), and its degrees of freedom (R,).
+    def fit(self, rows: Rows, seed: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """How well the data look like data from each row's θ̂, by what the scores' root does not use; see ``features``.
 
-        It compares what the scores' root does not use: the products of the score's components, and the scalar at this
-        root and at the others of the same data set.
+        Returns:
+            The log-likelihood of the means of these features, (R,), up to a constant of each data set; how badly they fit,
+            about χ² (R,); and its degrees of freedom (R,).
         """
-        total, dof = (torch.zeros(len(rows.item), dtype=torch.float64) for _ in range(2))
+        told, total, dof = (torch.zeros(len(rows.item), dtype=torch.float64) for _ in range(3))
         for name, index in self.columns.items():
-            laws, modality = self.laws[name], self._raw(name)
-            for r, b in enumerate(rows.item.tolist()):
+            laws, modality, stream = self.laws[name], self._raw(name), (*seed, _stream(name))
+            for b in torch.unique(rows.item).tolist():
+                own = ((rows.item == b) & rows.done).nonzero()[:, 0]
                 x = torch.cat([*self.read(name, b), torch.zeros(0, *modality.event_shape, dtype=torch.float64)])
-                if len(x) < _FEW:
+                if not len(own) or not len(x):
                     continue
-                same = (rows.item == b) & rows.done
-                same[r] = False
-                at, others = rows.theta[r, index], rows.theta[same][:, index]
-                mean, C, n = laws.expected(at, others, (*seed, _stream(name)))
-                f = features(modality, x, at, None if C is None else others)
-                C = torch.cov(f.T).reshape(f.shape[1], -1) if C is None else C
-                gap = f.mean(0) - mean
-                weight = pseudo_inverse(C * (1.0 / len(x) + (1.0 / n if n else 0.0)), 1e-9)
-                total[r] += gap @ weight @ gap
-                dof[r] += len(gap)
-        return total, dof
+                roots = rows.theta[own][:, index]
+                if len(x) < _FEW:  # too few for the law of a mean, and too few for a bias to matter
+                    told[own] += torch.stack([_total(modality, x, theta) for theta in roots])
+                    continue
+                expected = [laws.expected(theta, roots, stream) for theta in roots]
+                found = [_compared(modality, x, roots, k, *expected[k]) for k in range(len(own))]
+                gaps, spreads = [f[0] for f in found], [f[1] for f in found]
+                axes = _axes(torch.stack(spreads).mean(0))
+                for r, gap, C in zip(own.tolist(), gaps, spreads, strict=True):
+                    inner, away = axes.mT @ C @ axes, axes.mT @ gap
+                    misfit = away @ pseudo_inverse(inner, 1e-9) @ away
+                    told[r] -= 0.5 * misfit
+                    if expected[0][1] is not None:  # the same features for all roots
+                        told[r] -= 0.5 * torch.linalg.eigvalsh(inner).clamp_min(1e-9).log().sum()
+                    total[r] += misfit
+                    dof[r] += axes.shape[1]
+        return told, total, dof
 
     def _raw(self, name: str) -> Modality:
         return getattr(self.learned[name], "modality", self.learned[name])
@@ -317,6 +325,28 @@ def _refined(law: Law, mean: Tensor, n: int, at: Tensor) -> tuple[Tensor, Tensor
         out[:, P] = root.mT @ (mean - m + slope @ at)
         noise = law.slope_noise(at, root @ root.mT)
     return out, noise
+
+
+def _total(modality: Modality, x: Tensor, theta: Tensor) -> Tensor:
+    with torch.no_grad():
+        return modality(x.to(modality.dtype), theta.to(modality.dtype)).double().sum()
+
+
+def _compared(
+    modality: Modality, x: Tensor, roots: Tensor, k: int, mean: Tensor, C: Tensor | None, n: int
+) -> tuple[Tensor, Tensor]:
+    """The mean of the data's features less that of root k's data, (F,), and the covariance of this, (F, F)."""
+    f = features(modality, x, roots if C is not None else roots[k : k + 1])
+    C = torch.cov(f.T).reshape(f.shape[1], -1) if C is None else C
+    return f.mean(0) - mean, C * (1.0 / len(x) + (1.0 / n if n else 0.0))
+
+
+def _axes(C: Tensor) -> Tensor:
+    """Columns (F, a) that bring a covariance (F, F) to 1, without directions in which there is next to none."""
+    size = C.diagonal().clamp_min(1e-300).sqrt()
+    variance, axes = torch.linalg.eigh(C / size / size[:, None])
+    real = variance > 1e-6
+    return axes[:, real] / size[:, None] / variance[real].sqrt()
 
 
 def _stream(name: str) -> int:
