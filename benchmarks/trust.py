@@ -370,8 +370,11 @@ def coverage_table(
                 if 10 <= int(trusted.sum()) < len(truth):
                     inside = ((fits.theta - truth) / fits.sd)[trusted]
                     row["coverage_of_trusted"] = float((inside.abs() < 1.0).double().mean())
+                    fine = inside[torch.isfinite(inside).all(-1)]
+                    row["rms_pull_of_trusted"] = float(fine.square().mean().sqrt())
                     print(
-                        f"  {'':38s} the {int(trusted.sum())} not flagged: coverage {row['coverage_of_trusted']:.3f}",
+                        f"  {'':38s} the {int(trusted.sum())} not flagged: rms pull {row['rms_pull_of_trusted']:.2f}, "
+                        f"coverage {row['coverage_of_trusted']:.3f}",
                         flush=True,
                     )
                 rows.append({"N": N, "simulations": simulations, **row})
