@@ -3,7 +3,12 @@ r"""The law of a learned score beside a reference point: its mean as a function 
 At a reference θ0 the score :math:`u(x; \theta_0)` of simulations made at θ0 + z is regressed on
 :math:`1, z, z z, z z z`: the mean m(z) with :math:`\delta = m(0)` and :math:`A = \partial m/\partial z`, and the residual
 variance K at θ0. Pairs of simulations at ± z from one stream of random numbers sharpen A, since what a smooth simulator
-adds to both cancels in their difference.
+adds to both cancels in their difference. The covariance of the coefficients is White's: it holds whatever the powers of z
+leave out, and where the variance of the score changes with z.
+
+References:
+    | White (1980), A heteroskedasticity-consistent covariance matrix estimator and a direct test for heteroskedasticity,
+      Econometrica 48, 817
 """
 
 from __future__ import annotations
@@ -32,10 +37,11 @@ _SPREAD = (
     0.2  # the share that lie all over the width; the others lie close to the reference point, where m matters most
 )
 _CLOSE = 0.1  # of the width
-_VERIFIED = 2000  # simulations at a root, to see whether it is the right one
+_VERIFIED = 4000  # simulations at a root, to see whether it is the right one
 _REACH = 4.0  # widths to the ends of a pair, where that is
 _LINEAR = 0.3  # of the parameter's scale at most: even powers cancel in a pair, and others are small that near
 _NEAR = 0.5  # K is measured within this part of the width
+_NUMBERS = 2**23  # that are multiplied out at once
 _CUBIC = 0.1  # of the parameter's scale: widths from which cubes take part
 
 
@@ -45,8 +51,8 @@ class Law:
 
     Attributes:
         reference: θ0, shape (P,).
-        width: How far from it the law holds, shape (P,); infinite where it is exact at θ0 alone and made anew for each.
-        powers: Exponents of z, shape (p, P), whole numbers; the first row is 0.
+        frame: F of the coordinates y = F z in which the law holds for |y| of about 1, shape (P, P).
+        powers: Exponents of y, shape (p, P), whole numbers; the first row is 0.
         coefficients: Shape (p, P).
         covariance: Of the coefficients, (p P, p P), by function then component.
         variance: K, shape (P, P).
@@ -54,7 +60,7 @@ class Law:
     """
 
     reference: Tensor
-    width: Tensor
+    frame: Tensor
     powers: Tensor
     coefficients: Tensor
     covariance: Tensor
@@ -63,22 +69,22 @@ class Law:
 
     def at(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """m (P,), ∂m/∂θ (P, P) and V (P, P), the covariance of m, for data from theta (P,)."""
-        z = theta - self.reference
-        f = (z**self.powers).prod(-1)
-        P = len(z)
+        y = self.frame @ (theta - self.reference)
+        f = (y**self.powers).prod(-1)
+        P = len(y)
         slope = torch.zeros(P, P, dtype=torch.float64)
         for j in range(P):
             lowered = self.powers.clone()
             lowered[:, j] = (lowered[:, j] - 1).clamp_min(0)
-            slope[:, j] = (self.powers[:, j] * (z**lowered).prod(-1)) @ self.coefficients
+            slope[:, j] = (self.powers[:, j] * (y**lowered).prod(-1)) @ self.coefficients
         inner = self.covariance.reshape(len(f), P, len(f), P)
-        return f @ self.coefficients, slope, torch.einsum("p,paqb,q->ab", f, inner, f)
+        return f @ self.coefficients, slope @ self.frame, torch.einsum("p,paqb,q->ab", f, inner, f)
 
     def slope_noise(self, theta: Tensor, weights: Tensor) -> Tensor:
         """What the noise of the slope adds to Aᵀ Ω A on average, (P, P), at theta (P,) for weights Ω (P, P)."""
-        z, P = theta - self.reference, len(theta)
+        y, P = self.frame @ (theta - self.reference), len(theta)
         lowered = (self.powers - torch.eye(P, dtype=torch.long)[:, None]).clamp_min(0)  # one for each derivative
-        g = self.powers.mT * (z**lowered).prod(-1)  # (P, p)
+        g = self.frame.mT @ (self.powers.mT * (y**lowered).prod(-1))  # (P, p)
         inner = self.covariance.reshape(g.shape[1], P, g.shape[1], P)
         return torch.einsum("jp,kq,paqb,ab->jk", g, g, inner, weights)
 
@@ -89,8 +95,8 @@ class Laws(Protocol):
     kind: str
     identity: str  # what tells it from others, as text
 
-    def laws(self, references: Tensor, widths: Tensor, simulations: int, seed: tuple[int, ...]) -> list[Law]:
-        """The laws at reference points (K, P_m), for data from within ``widths`` (K, P_m) of them."""
+    def laws(self, references: Tensor, spreads: Tensor, simulations: int, seed: tuple[int, ...]) -> list[Law]:
+        """The laws at reference points (K, P_m), for data from about them, with ``spreads`` (K, P_m, P_m), covariances."""
         ...
 
     def expected(self, theta: Tensor, roots: Tensor, seed: tuple[int, ...]) -> tuple[Tensor, Tensor | None, int]:
@@ -104,11 +110,13 @@ class Laws(Protocol):
 def features(modality: Modality, x: Tensor, roots: Tensor) -> Tensor:
     """What tells roots (k, P) apart, (n, F), of observations x (n, *event_shape): the same for all of them.
 
-    The products of the components of the score at each root, and the scalar there less that at the first.
+    The score at each root, the products of its components, and the scalar there less that at the first.
     """
     found = [scored_rows(modality, x, theta.expand(len(x), -1)) for theta in roots]
     i, j = torch.triu_indices(roots.shape[1], roots.shape[1])
     columns = [u[:, i] * u[:, j] for _, u in found] + [(s - found[0][0])[:, None] for s, _ in found[1:]]
+    if len(roots) > 1:  # of one root alone they are what it was found by
+        columns += [u for _, u in found]
     return torch.cat(columns, -1)
 
 
@@ -121,7 +129,7 @@ class FieldLaws:
         self.calibration = modality.calibration
         self.identity = self.kind
 
-    def laws(self, references: Tensor, widths: Tensor, simulations: int, seed: tuple[int, ...]) -> list[Law]:
+    def laws(self, references: Tensor, spreads: Tensor, simulations: int, seed: tuple[int, ...]) -> list[Law]:
         """The fields at the reference points."""
         P = references.shape[1]
         powers = torch.tensor(exponents(P, 1))
@@ -131,7 +139,7 @@ class FieldLaws:
             covariance = torch.zeros((P + 1) * P, (P + 1) * P, dtype=torch.float64)
             covariance[:P, :P] = V
             coefficients = torch.cat([mean[None], slope.mT[order]])
-            out.append(Law(reference, torch.full_like(reference, torch.inf), powers, coefficients, covariance, K, 0))
+            out.append(Law(reference, torch.eye(P, dtype=torch.float64), powers, coefficients, covariance, K, 0))
         return out
 
     def expected(self, theta: Tensor, roots: Tensor, seed: tuple[int, ...]) -> tuple[Tensor, Tensor | None, int]:
@@ -163,53 +171,59 @@ class SimulatedLaws:
         self.excluded = 0
         self.identity = f"{self.kind} by {getattr(simulate, '__qualname__', type(simulate).__qualname__)}"
 
-    def laws(self, references: Tensor, widths: Tensor, simulations: int, seed: tuple[int, ...]) -> list[Law]:
+    def laws(self, references: Tensor, spreads: Tensor, simulations: int, seed: tuple[int, ...]) -> list[Law]:
         """Regressions on fresh simulations, from the same random numbers for the same seed."""
-        return [
-            self._law(reference, width, simulations, seed) for reference, width in zip(references, widths, strict=True)
-        ]
+        both = zip(references, spreads, strict=True)
+        return [self._law(reference, spread, simulations, seed) for reference, spread in both]
 
-    def _law(self, reference: Tensor, width: Tensor, simulations: int, seed: tuple[int, ...]) -> Law:
+    def _law(self, reference: Tensor, spread: Tensor, simulations: int, seed: tuple[int, ...]) -> Law:
         P = len(reference)
         pairs = round(0.5 * _PAIRS * simulations)
         generator = generator_of(*seed, 0)
-        z = width * torch.randn(simulations - 2 * pairs, P, generator=generator, dtype=torch.float64)
-        z[round(_SPREAD * simulations) :] *= _CLOSE
-        reach = torch.minimum(_REACH * width, torch.maximum(width, _LINEAR * self.prior.scale))
-        step = reach * torch.randn(pairs, P, generator=generator, dtype=torch.float64)
-        alone = reflected(reference + z, self.prior)
-        ends = paired_theta(reference, step, self.prior)
+        width, axes = principal(spread, self.prior.scale)
+        y = torch.randn(simulations - 2 * pairs, P, generator=generator, dtype=torch.float64)
+        y[round(_SPREAD * simulations) :] *= _CLOSE
+        reach = torch.minimum(_REACH * width, width.clamp_min(_LINEAR))
+        step = torch.randn(pairs, P, generator=generator, dtype=torch.float64)
+
+        def stretched(lengths: Tensor) -> Tensor:  # symmetric: the signs and the order of the axes do not matter
+            return (axes * lengths) @ axes.mT
+
+        alone = reflected(reference + (y @ stretched(width)) * self.prior.scale, self.prior)
+        ends = paired_theta(reference, (step @ stretched(reach)) * self.prior.scale, self.prior)
         rows, u, lost = self._scores(alone, reference, seed, 1)
         found = [self._scores(end, reference, seed, 2) for end in ends]
         self.excluded += lost + sum(part[2] for part in found)
-        z = alone[rows] - reference
+        frame = stretched(1.0 / width.clamp_min(1e-300)) / self.prior.scale
+        y = (alone[rows] - reference) @ frame.mT
         _, ends, difference = paired(found, ends)
-        degree = 3 if bool((width > _CUBIC * self.prior.scale).any()) else 2
+        y_ends = [(end - reference) @ frame.mT for end in ends]
+        degree = 3 if bool((width > _CUBIC).any()) else 2
         powers = torch.tensor(exponents(P, degree))
-        unit = width.clamp_min(1e-300)
 
-        def functions(z: Tensor) -> Tensor:
-            return ((z / unit)[:, None] ** powers).prod(-1)
+        def functions(y: Tensor) -> Tensor:
+            return (y[:, None] ** powers).prod(-1)
 
-        B = functions(z)
-        D = functions(ends[0] - reference) - functions(ends[1] - reference)
+        B = functions(y)
+        D = functions(y_ends[0]) - functions(y_ends[1])
         D = torch.where(D.square().mean(0) > 1e-18, D, 0.0)  # of even ones rounding is left, which is no regressor
         residual = u - B @ _least_squares(B, u)
-        weight = torch.exp(-0.5 * (z / (_NEAR * unit)).square().sum(-1))
+        weight = torch.exp(-0.5 * (y / _NEAR).square().sum(-1))
         K = (residual * weight[:, None]).mT @ residual / weight.sum() * (len(u) / max(1, len(u) - len(powers)))
         self._check(K, reference, len(u))
         apart = difference - D @ _least_squares(D, difference)
-        unequal = _errors(apart, ((ends[0] - ends[1]) / unit).square().sum(-1))[:, None]
+        unequal = _errors(apart, (y_ends[0] - y_ends[1]).square().sum(-1))[:, None]
         D, difference, apart = D / unequal, difference / unequal, apart / unequal
         K_pair = apart.mT @ apart / max(1, len(apart) - len(powers))
         gram, right = _weighted(B, u, K)
         more, beside = _weighted(D, difference, K_pair + 1e-12 * K)
         inverse = pseudo_inverse(gram + more)
         c = (inverse @ (right + beside)).reshape(len(powers), P)
-        scale = (unit**powers).prod(-1)  # back from units of the width
-        covariance = inverse.reshape(len(powers), P, len(powers), P) / scale[:, None, None, None] / scale[:, None]
+        # with what the powers leave out, and variances that are not K; of pairs, K_pair is the mean of all that
+        covariance = inverse @ (_outer_products(B, u - B @ c, K) + more) @ inverse
+        covariance = 0.5 * (covariance + covariance.mT)
         made = len(u) + 2 * len(difference)
-        return Law(reference, width, powers, c / scale[:, None], covariance.reshape(inverse.shape), K, made)
+        return Law(reference, frame, powers, c, covariance, K, made)
 
     def expected(self, theta: Tensor, roots: Tensor, seed: tuple[int, ...]) -> tuple[Tensor, Tensor | None, int]:
         """The mean (F,) and covariance (F, F) of :func:`features` of n simulations at theta (P,), and n."""
@@ -238,6 +252,12 @@ class SimulatedLaws:
             )
 
 
+def principal(spread: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The widths (..., P) along the principal axes (..., P, P), columns, of a covariance in units of ``scale`` (P,)."""
+    variance, axes = torch.linalg.eigh(spread / scale / scale[:, None])
+    return variance.clamp_min(0.0).sqrt(), axes
+
+
 def _errors(residual: Tensor, squared: Tensor) -> Tensor:
     """Relative errors (n,) of the differences of pairs at squared distances (n,), from their residuals (n, P).
 
@@ -254,6 +274,16 @@ def _errors(residual: Tensor, squared: Tensor) -> Tensor:
 
 def _least_squares(B: Tensor, u: Tensor) -> Tensor:
     return pseudo_inverse(B.mT @ B) @ (B.mT @ u)  # torch.linalg.lstsq does not give the same bits every time
+
+
+def _outer_products(B: Tensor, e: Tensor, K: Tensor) -> Tensor:
+    """Σ g gᵀ of the terms g = B ⊗ K⁻¹ e of the normal equations, from their residuals e (n, P) [White 1980]."""
+    n, p = B.shape
+    weighted, total = e @ torch.linalg.inv(K), torch.zeros(p * e.shape[1], p * e.shape[1], dtype=torch.float64)
+    for some in torch.arange(n).split(max(1, _NUMBERS // len(total))):
+        g = (B[some, :, None] * weighted[some, None]).flatten(1)
+        total += g.mT @ g
+    return total * (n / max(1, n - p))
 
 
 def _weighted(B: Tensor, u: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from engine.feasible import FeasibleSet
 from engine.modality import Modality
 from engine.optimise import maximise
 from engine.parameters import ParameterSpace
-from engine.refinement.law import Law, Laws, features
+from engine.refinement.law import Law, Laws, features, principal
 
 __all__: list[str] = []  # the machinery of refinement
 
@@ -199,19 +199,15 @@ class Solver:
     def _round(
         self, rows: Rows, live: Tensor, damping: Tensor, number: int, simulations: int, seed: tuple[int, ...]
     ) -> None:
-        theta, covariance = rows.theta[live], rows.covariance[live]
-        sd = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()
-        sd = torch.minimum(torch.where(sd > 0, sd, torch.inf), _MOST / _WIDTH * self.space.scale)
-        sd = torch.where(self.held, _HELD / _WIDTH * self.space.scale, sd)
-        widths = torch.minimum(_WIDTH * sd, _MOST * self.space.scale)
-        if number:
-            moved = (rows.step[live].clamp(max=10.0)[:, None] * sd).nan_to_num()
-            widths = torch.minimum(torch.maximum(widths, 1.5 * moved), _MOST * self.space.scale)
-        groups = _cover(theta, sd) if any(law.kind == "refined" for law in self.laws.values()) else None
+        theta = rows.theta[live]
+        spread = self._spread(rows.covariance[live], rows.step[live] if number else None)
+        groups = (
+            _cover(theta, spread, self.space.scale) if any(w.kind == "refined" for w in self.laws.values()) else None
+        )
         stacks_L, stacks_z, simulated = [], [], torch.zeros(len(live), dtype=torch.bool)
         noise = torch.zeros(len(live), len(self.space), len(self.space), dtype=torch.float64)
         for name, index in self.columns.items():
-            made, which = self._laws(name, theta[:, index], widths[:, index], groups, simulations, seed)
+            made, which = self._laws(name, theta, spread, groups, simulations, seed)
             reference = torch.stack([law.reference for law in made])[which]
             mean, count = self._mean_scores(name, rows.item[live], reference)
             simulated |= (self.laws[name].kind == "refined") & (count > 0)
@@ -237,8 +233,7 @@ class Solver:
         # a search that goes back and forth goes half as far
         back = (size > 0.7 * rows.step[live]) & (number >= 3)
         damping[live] = torch.where(back, 0.7 * damping[live], damping[live])
-        reach = torch.where(torch.isfinite(widths), 2.0 * widths, torch.inf)
-        cut = (reach / step.abs().clamp_min(1e-300)).amin(-1).clamp(max=1.0)
+        cut = (2.0 / _lengths(step, spread, self.space.scale).clamp_min(1e-300)).clamp(max=1.0)
         near = torch.where(simulated, _SETTLED if number >= 5 else _DONE if number >= 1 else 0.0, _EXACT)
         done = (cut >= 1.0) & (size <= near)
         part = torch.where(done, 1.0, cut * damping[live])
@@ -252,16 +247,41 @@ class Solver:
             r = own[..., -1] - (own[..., :-1] @ top[:, index][..., None])[..., 0]
             rows.misfit[name][live] = r.square().sum(-1)
 
+    def _spread(self, covariance: Tensor, step: Tensor | None) -> Tensor:
+        """How simulations are spread about references, (R, P, P): ``_WIDTH`` standard errors of θ̂, axis by axis.
+
+        Not only component by component: what two components do together may be known far better than either.
+
+        Arguments:
+            covariance: Of θ̂, (R, P, P).
+            step: How far the search has moved, in standard errors, (R,).
+        """
+        free, scale = (~self.held).double(), self.space.scale
+        width, axes = principal(covariance * free * free[:, None], scale)
+        known = width > 1e-7 * width.amax(-1, keepdim=True)  # what has no error is held, or nothing is known of it yet
+        if step is not None:
+            width = (
+                width * torch.maximum(torch.tensor(_WIDTH), 1.5 * step.nan_to_num(posinf=10.0).clamp(max=10.0))[:, None]
+            )
+        else:
+            width = width * _WIDTH
+        width = torch.where(known, width.clamp(max=_MOST), _MOST)
+        out = axes * scale[:, None]
+        spread = (out * width.square()[:, None]) @ out.mT * free * free[:, None]
+        return spread + torch.diag((1.0 - free) * (_HELD * scale) ** 2)
+
     def _laws(
-        self, name: str, theta: Tensor, widths: Tensor, groups: Tensor | None, simulations: int, seed: tuple[int, ...]
+        self, name: str, theta: Tensor, spread: Tensor, groups: Tensor | None, simulations: int, seed: tuple[int, ...]
     ) -> tuple[list[Law], Tensor]:
         """Laws, and which of them each row uses."""
-        source, number = self.laws[name], _stream(name)
+        source, number, index = self.laws[name], _stream(name), self.columns[name]
+        theta, spread = theta[:, index], spread[:, index[:, None], index]
         if source.kind != "refined" or groups is None:
-            return source.laws(theta, widths, 0, seed), torch.arange(len(theta))
+            return source.laws(theta, spread, 0, seed), torch.arange(len(theta))
         heads, which = torch.unique(groups, return_inverse=True)
-        most = torch.stack([widths[groups == g].amax(0) for g in heads])
-        return source.laws(theta[heads], most, simulations, (*seed, number)), which
+        size = (spread.diagonal(dim1=-2, dim2=-1) / self.space.scale[index] ** 2).sum(-1)
+        widest = torch.stack([torch.where(groups == g, size, -1.0).argmax() for g in heads])
+        return source.laws(theta[heads], spread[widest], simulations, (*seed, number)), which
 
     def _mean_scores(self, name: str, items: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         """The mean score (R, P_m) of each row's data at its reference (R, P_m), and how many observations they are."""
@@ -354,12 +374,23 @@ def _stream(name: str) -> int:
     return zlib.crc32(name.encode())
 
 
-def _cover(theta: Tensor, sd: Tensor) -> Tensor:
+def _cover(theta: Tensor, spread: Tensor, scale: Tensor) -> Tensor:
     """The row (R,) whose reference each row uses: the first one within its own share of a standard error."""
     head = torch.full((len(theta),), -1)
+    width, axes = principal(spread, scale)
     for r in range(len(theta)):
         if head[r] >= 0:
             continue
-        near = ((theta - theta[r]) / torch.minimum(sd, sd[r])).abs().amax(-1) <= _SHARE
-        head[near & (head < 0)] = r
+        gap = (theta - theta[r]) / scale
+        own = ((axes.mT @ gap[..., None])[..., 0].abs() / width.clamp_min(1e-300)).amax(-1)
+        its = ((gap @ axes[r]).abs() / width[r].clamp_min(1e-300)).amax(-1)
+        head[(torch.maximum(own, its) <= _SHARE / _WIDTH) & (head < 0)] = r
+        head[r] = r
     return head
+
+
+def _lengths(step: Tensor, spread: Tensor, scale: Tensor) -> Tensor:
+    """How many widths of ``spread`` (R, P, P) each step (R, P) is long, by the longest of its parts along the axes, (R,)."""
+    width, axes = principal(spread, scale)
+    along = (axes.mT @ (step / scale)[..., None])[..., 0].abs()
+    return (along / width.clamp_min(1e-300)).amax(-1)

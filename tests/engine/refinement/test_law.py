@@ -21,13 +21,17 @@ REFERENCE, WIDTH = torch.tensor([0.13, -0.6]).double(), torch.tensor([0.3, 0.4])
 
 
 def law(modality, simulate, seed, *, space=BOX, reference=REFERENCE, width=WIDTH, n=2000):
-    return SimulatedLaws("w", modality, simulate, space).laws(reference[None], width[None], n, (seed, 1))[0]
+    return SimulatedLaws("w", modality, simulate, space).laws(
+        reference[None], torch.diag(width**2)[None], n, (seed, 1)
+    )[0]
 
 
-def linear(law):
-    """Positions of the functions that are linear, in the order of θ."""
-    first = [k for k in range(len(law.powers)) if int(law.powers[k].sum()) == 1]
-    return sorted(first, key=lambda k: int(law.powers[k].argmax()))
+def slope_errors(law):
+    """The standard error of each entry of ∂m/∂θ at the reference, (P, P)."""
+    linear = [k for k in range(len(law.powers)) if int(law.powers[k].sum()) == 1]
+    linear.sort(key=lambda k: int(law.powers[k].argmax()))
+    inner = law.covariance.reshape(len(law.powers), 2, len(law.powers), 2)[linear][:, :, linear]
+    return torch.einsum("kj,lj,kala->aj", law.frame, law.frame, inner).sqrt()
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["common numbers", "own numbers"])
@@ -41,9 +45,7 @@ def test_mean_slope_and_variance_scatter_about_the_closed_forms_as_they_say(own)
         at.append(chi2(mean - delta[0], V))
         mean, _, spread = found.at(beside)
         off.append(chi2(mean - delta[0] - A @ (beside - REFERENCE), spread))
-        covariance = found.covariance.reshape(len(found.powers), 2, len(found.powers), 2)
-        sd = torch.stack([covariance[k, :, k, :].diagonal().sqrt() for k in linear(found)], -1)
-        slopes.append((slope - A) / sd if own else slope - A)
+        slopes.append((slope - A) / slope_errors(found) if own else slope - A)
         variances.append(found.variance)
     for chi in (at, off):
         assert abs(float(torch.stack(chi).mean()) - 2.0) < 4.0 * 2.0 / math.sqrt(R)
@@ -72,8 +74,7 @@ def test_a_law_that_bends_is_followed_and_its_slope_is_that_of_the_mean_score():
         found = law(scalar, simulate, seed, space=SQUARE, reference=reference, width=width)
         mean, slope, V = found.at(reference)
         at.append(chi2(mean - delta, V))
-        covariance = found.covariance.reshape(len(found.powers), 2, len(found.powers), 2)
-        errors.append(torch.stack([covariance[k, :, k, :].diagonal().sqrt() for k in linear(found)], -1))
+        errors.append(slope_errors(found))
         slopes.append(slope)
         variances.append(found.variance)
     assert abs(float(torch.stack(at).mean()) - 2.0) < 4.0 * 2.0 / math.sqrt(R)
@@ -194,7 +195,7 @@ def test_draws_that_are_no_observations_are_left_out_of_both_ends_of_a_pair():
         return torch.where(torch.rand(len(theta), 1, generator=generator) < 0.05, torch.nan, x)
 
     laws = SimulatedLaws("w", WRONG, leaky, BOX)
-    found = laws.laws(REFERENCE[None], WIDTH[None], 4000, (1, 1))[0]
+    found = laws.laws(REFERENCE[None], torch.diag(WIDTH**2)[None], 4000, (1, 1))[0]
     assert abs(laws.excluded - 200) < 5 * math.sqrt(200)
     assert found.simulations < 4000
     delta, A, _, _ = closed(WRONG, TRUE, REFERENCE[None])
@@ -206,7 +207,7 @@ def test_draws_that_are_no_observations_are_left_out_of_both_ends_of_a_pair():
 def test_the_law_of_a_calibrated_scalar_is_its_fields():
     calibrated = calibrate(WRONG, prior=BOX, simulate=TRUE, simulations=3000, seed=1)
     points = BOX.sample_prior(4, 1)
-    found = FieldLaws(calibrated).laws(points, torch.ones(4, 2).double(), 0, (0,))
+    found = FieldLaws(calibrated).laws(points, torch.eye(2).double().expand(4, 2, 2), 0, (0,))
     for at, one, mean, slope, K, V in zip(points, found, *calibrated.calibration.at(points), strict=True):
         m, A, spread = one.at(at)
         assert torch.equal(m, mean)

@@ -430,6 +430,19 @@ def test_a_simulator_that_has_nothing_to_do_with_the_data_gives_no_number(regist
     assert torch.isnan(fits[0].covariance).all()
 
 
+def test_a_direction_that_the_data_say_nothing_of_gives_no_number(registry):
+    """x tells t + u alone; the scalar believes that it knows t − u a little too."""
+    sum_alone = LinearLaw([[1.0, 1.0], [1.0, 1.0]], [[0.09, 0.0], [0.0, 0.09]])
+    guess = Quadratic([[1.0, 1.0], [1.1, 0.9]], [[11.0, 0.0], [0.0, 11.0]], [0.0, 0.0])
+    square = [Parameter(name, Uniform(-1.0, 1.0)) for name in ("a", "b")]
+    made = registry(square, w=guess)
+    for N in (20, 200):
+        x = draw(sum_alone, N, 5, torch.tensor([0.3, 0.2]).double(), B=6)
+        fits = made.estimate_many({"w": x}, refine={"w": sum_alone}, simulations=4000)
+        for b in range(6):
+            assert fits.status[b] is Status.FAILED or float(fits.sd[b].min()) > 0.8, (N, b, fits[b])
+
+
 def test_a_simulator_that_fails_stops_with_the_name_of_its_plugin(registry):
     made, x = registry(w=WRONG), draw(TRUE, 50, 3)
 
@@ -465,6 +478,34 @@ def test_two_roots_that_nothing_tells_apart_are_multimodal(registry):
         assert abs(other + float(fits.theta[b, 0])) < 0.15
         assert abs(abs(other) - 1.2) < 5.0 * 0.5 / 1.2 / math.sqrt(200) + 0.1
         assert "another root fits about as well" in fits.reason[b]
+
+
+class Noisy(Shape):
+    """x ~ N((θ², θ/4), 1), with a scalar whose difference between the two roots is mostly noise."""
+
+    def __init__(self):
+        super().__init__()
+        self.event_shape = torch.Size((2,))
+
+    def log_evidence(self, x, theta):
+        t = theta[..., 0]
+        true = -0.5 * (x[..., 0] - t.square()).square() - 0.5 * (x[..., 1] - 0.25 * t).square()
+        return true + 1.2 * (x[..., 0] - 1.44) * torch.tanh(6.0 * t)  # which no score near ±1 knows of
+
+
+def lopsided(theta, generator=None):
+    return unit_normal(torch.cat([theta.square(), 0.25 * theta], -1), generator)
+
+
+def test_roots_are_told_apart_by_scores_where_the_scalar_itself_cannot(registry):
+    """log p at ±1.2 differs by 200 · 0.6² / 2 = 36 ± 8 nats; the scalar's difference has 2.4 √200 = 34 nats of noise more."""
+    made = registry([Parameter("a", Uniform(-2.0, 2.0))], n=Noisy())
+    truth = torch.tensor([1.2, -1.2]).double().repeat(6)
+    x = lopsided(truth[:, None, None].expand(-1, 200, 1), generator(3))
+    fits = made.estimate_many({"n": x}, refine={"n": lopsided}, simulations=6000)
+    assert set(fits.status) == {Status.CONVERGED}
+    assert torch.equal(fits.theta[:, 0].sign(), truth.sign())
+    assert not any(one.rival for one in fits.refinement)
 
 
 def test_a_root_that_another_plugin_rules_out_is_none(registry):
