@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from engine.certificate.certificate import Certificate
+from engine.certificate.subject import subject_of
 from engine.errors import ModalityError, RegistryError
 from engine.modality import Modality
 from engine.parameters import ParameterSpace
@@ -51,7 +52,8 @@ def admit(
         force: Why it is registered even if it fails.
 
     Raises:
-        ModalityError: for weights that are not finite, a certificate of other parameters, or one with failures.
+        ModalityError: for weights that are not finite, a training that failed, a certificate of another scalar, or one
+            with failures.
 
     Example:
         >>> from engine import Parameter
@@ -72,11 +74,18 @@ def admit(
     ]
     if bad:
         problems.append(f"weights that are not finite: {', '.join(bad[:3])}; train it again")
+    if getattr(getattr(modality, "modality", modality), "training_status", None) == "failed":
+        problems.append("its training failed; look at what fit returned, and train it again")
     if certificate is not None:
         if certificate.space.names != modality.parameter_names:
             raise ModalityError(
                 f"the certificate of plugin '{name}' must be one of {', '.join(modality.parameter_names)}, "
                 f"got one of {', '.join(certificate.space.names)}"
+            )
+        if not bad and certificate.subject not in ("", subject_of(modality)):
+            raise ModalityError(
+                f"the certificate of plugin '{name}' must have been made of this very {type(modality).__name__}, got one of "
+                "other weights or another shape; certify this one"
             )
         problems += [
             f"{c.name}: {c.note or f'{c.value:.3g} ± {c.error:.2g} where {c.expected:g} is right'}"

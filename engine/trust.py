@@ -361,7 +361,7 @@ def _one(
             if certificate is None
             else f"its certificate is not one of its {plugin.kind} scalar"
         )
-        return Trust("uncertified", n, reason=why)
+        return Trust("uncertified", n, reason=f"{why}; {by_force}" if by_force else why)
     if plugin.forced:
         return Trust("uncertified", n, budget, bias, by_force)
     return Trust("certified", n, budget, bias)
@@ -389,7 +389,7 @@ def _verdict(found: Mapping[str, Trust], together: float, kappa: float) -> tuple
         first = f"; improve '{shares[0][1]}' first (κ = {shares[0][0]:.2g})" if len(shares) > 1 else ""
         each = ", ".join(those("beyond_certificate"))
         reasons.append(
-            f"a bias of up to {together:.2g} standard errors cannot be excluded (κ = {kappa:g})"
+            f"a bias of about {together:.2g} standard errors is to be expected (κ = {kappa:g})"
             f"{f': {each}' if each else ''}{first}; refine it by a simulator, or calibrate it with more simulations"
         )
     reasons += [f"nothing is known of the bias of {text}" for text in uncertified]

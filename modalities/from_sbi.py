@@ -196,6 +196,8 @@ class SbiEstimator(Modality):
         """s(x; θ) in nats: x (*batch, *event_shape), theta (*batch, P_m) -> (*batch), both batches broadcast."""
         lead = x.shape[: x.dim() - len(self.event_shape)]
         batch = torch.broadcast_shapes(lead, theta.shape[:-1])
+        if 0 in batch:  # which sbi's networks do not take
+            return theta.sum() * 0.0 + theta.new_zeros(batch)
         rows = x.expand(*batch, *self.event_shape).reshape(-1, *self._x_shape)
         at = theta.expand(*batch, theta.shape[-1]).reshape(-1, theta.shape[-1])
         return self._rows(rows, at).reshape(batch)

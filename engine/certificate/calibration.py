@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.certificate.draws import paired_theta, simulate_blocks, spread_theta, steps
+from engine.certificate.draws import least_simulations, paired_theta, simulate_blocks, spread_theta, steps
 from engine.certificate.fields import MARGIN, MeanField, VarianceField, fit_mean, fit_slope, fit_variance
 from engine.certificate.scores import score_rows
 from engine.errors import ModalityError
@@ -236,7 +236,7 @@ def calibrate(
     simulate = own_simulator(inner, simulate)
     space = prior.only(inner.parameter_names)
     P = len(space)
-    least = 100 * (P + 1) * (P + 2)
+    least = least_simulations(P)
     if simulations < least:
         raise ModalityError(f"calibrating {P} parameters takes at least {least} simulations, got {simulations}")
     inner = copy.deepcopy(inner).eval()

@@ -73,6 +73,7 @@ class Certificate:
         curvature: Whether second derivatives of the scalar are its curvature.
         checks: What was looked at.
         domain: Where its training data lie; None where it was not asked for.
+        subject: :func:`engine.certificate.subject.subject_of` the scalar; empty where nobody noted it.
 
     Example:
         >>> from torch.distributions import Uniform
@@ -99,6 +100,7 @@ class Certificate:
     curvature: bool
     checks: tuple[Check, ...]
     domain: Domain | None
+    subject: str = ""
 
     @property
     def passed(self) -> bool:
@@ -147,7 +149,7 @@ class Certificate:
             theta: A point, (P,) or by name; None takes the median over the prior.
 
         Returns:
-            A number of observations, at most what :meth:`limit` says.
+            A number of observations, at most what :meth:`limit` says at the same point.
 
         Raises:
             ParameterError: for a κ that is no positive number, or a θ of another shape.
@@ -192,6 +194,7 @@ class Certificate:
             "excluded": self.excluded,
             "seed": self.seed,
             "calibrated": self.calibrated,
+            "subject": self.subject,
             "curvature": self.curvature,
             "excess": self.excess,
             "excess_error": self.excess_error,
@@ -245,6 +248,7 @@ class Certificate:
             curvature=bool(table["curvature"]),
             checks=tuple(Check(**dict(block)) for block in table["checks"]),
             domain=None if domain is None else Domain.from_plain(space, domain),
+            subject=str(table.get("subject", "")),
         )
 
     def summary(self) -> dict[str, float]:

@@ -19,9 +19,10 @@ from engine.certificate.calibration import Calibrated, fit_law, own_simulator
 from engine.certificate.certificate import Certificate, Check
 from engine.certificate.coverage import posterior_ranks
 from engine.certificate.domain import Domain
-from engine.certificate.draws import simulate_blocks, spread_theta
+from engine.certificate.draws import least_simulations, simulate_blocks, spread_theta
 from engine.certificate.fields import MeanField, VarianceField, fit_mean
 from engine.certificate.scores import information_rows, score_rows
+from engine.certificate.subject import subject_of
 from engine.errors import ModalityError
 from engine.learning.simulator import Simulate
 from engine.modality import Modality
@@ -83,7 +84,7 @@ def certify(
     modality = modality.eval()
     space = prior.only(modality.parameter_names)
     P = len(space)
-    least = 100 * (P + 1) * (P + 2)
+    least = least_simulations(P)
     if pairs is not None:
         if simulate is not None:
             raise ModalityError("certify takes a simulator or pairs, got both; leave one out")
@@ -117,6 +118,9 @@ def certify(
         at, observed = (theta, x) if fresh else (theta[:0], x[:0])
     if not isinstance(modality, Calibrated):
         checks += [_normalisation(modality, at, observed, seed), *_coverage(modality, space, at, observed, seed)]
+    else:
+        told = "a calibrated scalar holds around an estimate and has no posterior of its own; certify the raw one for these"
+        checks += [Check(name, "not checked", note=told) for name in ("normalisation", "coverage by SBC and TARP")]
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     domain = Domain.of(modality, observed if len(observed) else x[order])
     domain = domain.along(modality, space, theta[:_SLOPES], x[:_SLOPES])
@@ -135,6 +139,7 @@ def certify(
         curvature=curvature,
         checks=tuple(checks),
         domain=domain,
+        subject=subject_of(modality),
     )
 
 

@@ -15,6 +15,11 @@ __all__: list[str] = []  # the machinery of certificates
 _EDGES = 0.5  # the share drawn from the arcsine law, at which polynomial fits have equal errors everywhere
 
 
+def least_simulations(parameters: int) -> int:
+    """The fewest simulations that certify, or calibrate, a scalar of so many parameters."""
+    return 100 * (parameters + 1) * (parameters + 2)
+
+
 def spread_theta(space: ParameterSpace, n: int, seed: int, *path: int, edges: bool = True) -> Tensor:
     """θ (n, P) from the prior, and where nothing ties the parameters, half of them from an arcsine law of its fractions.
 

@@ -150,6 +150,7 @@ def fit(
             with small_work(batch * max(max(w.shape, default=1) for w in loss.weights)):
                 training = _train(loss, source, pool, settings, validation, memory, place, progress)
         modality.to(torch.float64).eval()
+        modality.training_status = training.status  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     if training.status == "failed":
         warnings.warn(f"training {loss.name} failed: {training.reason}", stacklevel=2)
     return training

@@ -38,6 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.certificate.draws import least_simulations
 from engine.constraints import SpaceConstraint
 from engine.entries import NAME
 from engine.errors import RegistryError
@@ -156,6 +157,12 @@ def read_job(path: Path, *, trust: bool = False) -> Job:
     for key, other in (("calibrate", ""), ("certify", ', or certify by other pairs: held_out = "more.npz"')):
         if table.get(key) and not simulator:
             raise refused(f"'{key}' needs a simulator, got pairs alone; give [configuration] one{other}")
+    least = least_simulations(len(modality.parameter_names))
+    for key in ("calibrate", "certify"):  # now, and not when the training is done
+        if type(table.get(key)) is int and 0 < table[key] < least:
+            raise refused(
+                f"'{key}' must be 0 or at least {least} for {len(modality.parameter_names)} parameters, got {table[key]}"
+            )
     if not NAME.fullmatch(name := str(table.pop("name", path.stem))):
         raise refused(f"needs another name than {name!r}, of letters, digits, '-' and '_'")
     named, x = table.pop("simulator", None), specification.observations

@@ -57,6 +57,8 @@ class Learnable(Modality):
     learned = True
     #: The prior that it was trained on; set by :func:`engine.learning.fit`, kept with the plugin.
     training_prior: ParameterSpace | None = None
+    #: How its last training in this process ended; see :class:`engine.learning.Training`.
+    training_status: str | None = None
     #: The unit of what :meth:`loss_of` returns, for records and figures.
     loss_unit: str = "nats"
 

@@ -219,7 +219,11 @@ def _verdict(status: Status, reason: str, one: Refinement) -> tuple[Status, str]
         point = ", ".join(f"{n} = {v:.5g}" for n, v in one.rival.items())
         return Status.MULTIMODAL, f"another root fits about as well: {point}"
     rounds = "1 round" if one.rounds == 1 else f"{one.rounds} rounds"
-    return status, f"learned scalars {' and '.join(sorted(set(one.kinds.values())))} in {rounds}"
+    text = f"learned scalars {' and '.join(sorted(set(one.kinds.values())))} in {rounds}"
+    if one.lost:
+        shares = ", ".join(f"{share:.1%} for '{name}'" for name, share in one.lost.items())
+        text += f"; simulations that were not finite were left out: {shares}"
+    return status, text
 
 
 def _finished(fit: Estimate, one: Refinement, size: int) -> Estimate:

@@ -168,8 +168,13 @@ class SimulatedLaws:
         self.name = name
         self.modality = modality.modality if isinstance(modality, Calibrated) else modality
         self.simulate, self.prior = simulate, prior
-        self.excluded = 0
+        self.made, self.excluded = 0, 0
         self.identity = f"{self.kind} by {getattr(simulate, '__qualname__', type(simulate).__qualname__)}"
+
+    @property
+    def lost(self) -> float:
+        """The share of all simulations so far that were not finite."""
+        return self.excluded / max(1, self.made)
 
     def laws(self, references: Tensor, spreads: Tensor, simulations: int, seed: tuple[int, ...]) -> list[Law]:
         """Regressions on fresh simulations, from the same random numbers for the same seed."""
@@ -194,6 +199,7 @@ class SimulatedLaws:
         rows, u, lost = self._scores(alone, reference, seed, 1)
         found = [self._scores(end, reference, seed, 2) for end in ends]
         self.excluded += lost + sum(part[2] for part in found)
+        self.made += simulations
         frame = stretched(1.0 / width.clamp_min(1e-300)) / self.prior.scale
         y = (alone[rows] - reference) @ frame.mT
         _, ends, difference = paired(found, ends)

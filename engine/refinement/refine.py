@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -66,6 +66,7 @@ class Refinement:
             of freedom: as many as scores, less the parameters that only they fix. It is −2 S̃(θ̂) where all plugins are
             refined; a test of fit, and of tension between plugins. 0 degrees where there is nothing to test.
         rival: Another root nearly as good in the raw sum, by name; empty where there is none.
+        lost: Plugin -> the share of the simulations that were no finite numbers and left out, so far.
         noise: The share of the information in some direction that the noise of simulated slopes makes up on average.
 
     Example:
@@ -83,6 +84,7 @@ class Refinement:
     dof: int
     rival: Mapping[str, float]
     noise: float = 0.0
+    lost: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def p_value(self) -> float:
@@ -129,6 +131,16 @@ def laws_of(
     """
     if refine is False:
         return {}
+    fine = (
+        refine is None
+        or refine is True
+        or (isinstance(refine, Mapping) and refine and all(map(callable, refine.values())))
+    )
+    if not fine:
+        raise ModalityError(
+            f"refine must be True, False, None or simulators by plugin, got {refine!r:.100}; write "
+            "refine={'spectrum': simulator} with a function simulator(theta, generator)"
+        )
     given = dict(refine) if isinstance(refine, Mapping) else {}
     if unknown := sorted(set(given) - set(modalities)):
         raise ModalityError(
@@ -449,6 +461,7 @@ def _record(
         dof=int(tested.sum()),
         rival=rival,
         noise=float(_share_of_noise(rows)[b]),
+        lost={name: share for name in present if (share := getattr(laws[name], "lost", 0.0))},
     )
 
 

@@ -189,7 +189,7 @@ def certificate_text(certificate: Certificate) -> str:
     head = [
         f"certificate of the {kind} scalar of {', '.join(c.space.names)}, from {c.simulations} {c.source}{lost}",
         f"carries {median} observations before its bias passes 0.3 standard errors (5–95 % of the prior: {low}–{high}); "
-        f"these {c.source} can certify {c.limit():.3g} at most",
+        f"these {c.source} can certify {c.limit():.3g} at most in the median",
     ]
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("check", "verdict"):

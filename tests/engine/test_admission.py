@@ -75,6 +75,25 @@ def test_a_certificate_is_kept_with_the_plugin_for_every_view(registry, certific
         assert fit.trust["w"].budget == pytest.approx(certificate.n_max(0.3, fit.theta), rel=1e-9)
 
 
+def test_a_certificate_of_another_scalar_is_refused_whatever_the_force(registry, certificate):
+    other = Quadratic(WRONG.design * 1.01, WRONG.metric, WRONG.offset)
+    for force in ("", "it is all we have"):
+        with pytest.raises(ModalityError, match="plugin 'w' must have been made of this very Quadratic"):
+            registry.append("w", other, certificate=certificate, force=force)
+    assert not registry.plugins
+    assert dataclasses.replace(certificate, subject="").subject == ""  # of an older one nobody knows
+    registry.append("w", other, certificate=dataclasses.replace(certificate, subject=""))
+
+
+def test_a_scalar_whose_training_failed_is_refused(registry):
+    scalar = Quadratic(WRONG.design, WRONG.metric, WRONG.offset)
+    scalar.training_status = "failed"
+    with pytest.raises(ModalityError, match="plugin 'w' fails admission: its training failed"):
+        registry.append("w", scalar)
+    registry.append("w", scalar, force="to look at it")
+    assert "its training failed" in registry.estimate({"w": data()}, refine=False).trust["w"].reason
+
+
 def test_a_failing_certificate_is_refused_with_what_failed(tmp_path, flipped):
     scalar, certificate = flipped
     made = Registry.create(tmp_path / "r", LINE)

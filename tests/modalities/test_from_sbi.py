@@ -85,6 +85,14 @@ def test_a_posterior_in_unconstrained_coordinates_is_kept_too(tmp_path):
         assert torch.equal(read_plugin(tmp_path / name)(X, THETA), modality(X, THETA))
 
 
+@pytest.mark.parametrize("case", ["maf", "resnet", "npe"])
+def test_no_rows_are_no_error(case):
+    kind, name, x = CASES[case]
+    modality = from_sbi(built(kind, name, x), PRIOR, kind=kind)
+    assert modality(X[:0], THETA[:0]).shape == (0,)
+    assert modality(X, THETA[:0, None]).shape == (0, 60)
+
+
 def test_one_number_may_be_a_scalar_observation():
     estimator = built("likelihood", "mdn", X[:, :1])
     modality = from_sbi(estimator, PRIOR, event_shape=())

@@ -494,13 +494,19 @@ def test_names_are_settled_before_any_training(write, copied):
         ("patience = 0", "patience must be a whole number >= 1, got 0"),
         ("seed = 'a'", "seed must be a whole number, got 'a'"),
         ("validation = 2", "validation must lie between 0 and 1, got 2"),
-        ("certify = 10", "at least 600 simulations, got 10"),
     ],
 )
 def test_a_setting_that_cannot_be_is_told_with_the_plugin(write, registry, line, words):
     with pytest.raises(TrainingError, match=rf"plugin 'x' .* was not made: .*{words}"):
         run_jobs([write("x", line)], registry.path, trust=True)
     assert not Registry.open(registry.path).plugins
+
+
+@pytest.mark.parametrize("key", ["certify", "calibrate"])
+def test_too_few_simulations_are_told_before_anything_is_trained(write, registry, key):
+    with pytest.raises(RegistryError, match=rf"'{key}' must be 0 or at least 600 for 1 parameters, got 10"):
+        run_jobs([write("x", f"{key} = 10")], registry.path, trust=True)
+    assert not (registry.path / ".training").exists()
 
 
 # -- what a specification is made of ---------------------------------------------------------------------------

@@ -455,6 +455,21 @@ def test_a_simulator_that_fails_stops_with_the_name_of_its_plugin(registry):
         made.estimate({"w": x}, refine={"z": TRUE})
     with pytest.raises(ModalityError, match="plugin 'w' has no simulator and no calibration"):
         made.estimate({"w": x}, refine=True)
+    for wrong in ("yes", 1, ["w"], {}, {"w": "TRUE"}):
+        with pytest.raises(ModalityError, match="refine must be True, False, None or simulators by plugin, got"):
+            made.estimate({"w": x}, refine=wrong)
+
+
+def test_simulations_that_are_not_finite_are_counted_and_said(registry):
+    def leaky(theta, generator):
+        x = TRUE(theta, generator)
+        x[torch.rand(len(x), generator=generator) < 0.1] = torch.nan
+        return x
+
+    fit = registry(w=WRONG).estimate({"w": draw(TRUE, 50, 3)}, refine={"w": leaky}, simulations=4000)
+    assert fit.status is Status.CONVERGED
+    assert fit.refinement.lost["w"] == pytest.approx(0.1, abs=0.01)  # of tens of thousands, both ends of pairs
+    assert "not finite were left out: " in fit.reason
 
 
 class Even(Shape):
