@@ -152,7 +152,8 @@ def draw(
         x = simulate(theta.clone(), generator)  # one that works in place must not change what it is asked for
     except Exception as error:
         raise ModalityError(
-            f"{label} raised {type(error).__name__}: {error}, for {len(theta)} θ, the first of them ({first})"
+            f"{label} raised {type(error).__name__}: {error}, for {len(theta)} θ, the first of them ({first}); it is called as "
+            "simulator(theta, generator) with theta of shape (n, P)"
         ) from error
     expected = (len(theta), *event_shape)
     shape: tuple[int, ...] = tuple(x.shape) if isinstance(x, Tensor) else ()
