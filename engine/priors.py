@@ -216,7 +216,7 @@ class Prior:
             )
         try:
             tensors = {name: torch.tensor(arguments[name], dtype=torch.float64) for name in names}
-            return cls(getattr(td, family)(**tensors))
+            return cls(getattr(td, family)(**tensors, validate_args=True))  # whatever torch's default is
         except (ValueError, TypeError, RuntimeError) as error:
             raise ParameterError(f"a {family} prior cannot have {arguments}: {error}") from error
 

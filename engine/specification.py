@@ -125,7 +125,8 @@ def parse_parameter(text: str) -> Parameter:
                 raise ParameterError(
                     f"{family} takes ({', '.join(names)}), got ({match['arguments'].strip()}) in {text!r}"
                 )
-            prior = getattr(td, family)(*(torch.tensor(v, dtype=torch.float64) for v in values))
+            tensors = (torch.tensor(v, dtype=torch.float64) for v in values)
+            prior = getattr(td, family)(*tensors, validate_args=True)  # whatever torch's default is
         except ParameterError:
             raise
         except ValueError as error:

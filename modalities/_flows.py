@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Transform, constraints
+from torch.distributions import Distribution, Transform, constraints
 
 from engine.errors import ModalityError
 from modalities._densities import LOG_2PI
@@ -168,6 +168,7 @@ class SmoothAffine(Transform):
 
 
 def _zuko() -> Any:
+    validates = Distribution._validate_args  # which zuko switches off for everybody
     try:
         import zuko.flows
         import zuko.nn
@@ -175,4 +176,6 @@ def _zuko() -> Any:
         raise ModalityError(
             f"flows need the package zuko, which cannot be imported: {error}; pip install zuko"
         ) from error
+    finally:
+        Distribution.set_default_validate_args(validates)
     return zuko

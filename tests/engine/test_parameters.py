@@ -163,3 +163,9 @@ def test_plugins_that_disagree_about_a_parameter_are_refused_by_name(left, right
 def test_what_cannot_be_a_parameter_is_refused_with_the_rule(make, words):
     with pytest.raises(ParameterError, match=words):
         make()
+
+
+def test_plain_values_are_checked_even_where_torch_does_not(monkeypatch):
+    monkeypatch.setattr(td.Distribution, "_validate_args", False)
+    with pytest.raises(ParameterError, match="scale"):
+        Parameter.from_toml({"name": "a", "prior": {"distribution": "Normal", "loc": 0.0, "scale": -1.0}})

@@ -1,12 +1,16 @@
 """Conditional densities: normalisation by quadrature and sums, smoothness, and what is learned of known laws."""
 
 import math
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from torch.distributions import Binomial, NegativeBinomial, Normal, Poisson
 
+import engine
 from engine.errors import ModalityError, ObservationError
 from engine.observations import Observations
 from engine.plugin import read_plugin, write_plugin
@@ -17,6 +21,7 @@ from modalities.summaries import MLP
 
 pytestmark = pytest.mark.usefixtures("seeded")
 THETA = torch.tensor([0.7, -1.2])
+ROOT = Path(engine.__file__).parents[1]
 
 
 def built(event, shift=3.0, **options):
@@ -193,6 +198,22 @@ def test_a_configuration_with_discrete_entries_is_written_and_read(tmp_path):
     assert torch.equal(likelihood.eval()(x, THETA), again(x, THETA))
     assert not bool(again.support.check(torch.tensor([3.0, 0.3, 7.0, 8.0])).all())
     assert not bool(again.support.check(torch.tensor([1.0, 0.3, 7.0, 9.0])).all())
+
+
+def test_flows_leave_torch_as_it_was():
+    """The package that flows stand on switches the validation of all distributions off when it is imported."""
+    code = """
+import torch
+from modalities import NeuralLikelihood
+for flow in ("mixture", "nsf"):
+    NeuralLikelihood(("t",), (2,), flow=flow)
+try:
+    torch.distributions.Normal(0.0, -1.0)
+except ValueError:
+    print("validated")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "validated\n"
 
 
 def test_training_data_that_are_no_categories_are_refused():
