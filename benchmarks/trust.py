@@ -287,11 +287,14 @@ def ours_many(
     data: dict[str, Tensor],
     refine: Any,
     simulations: int,
+    seed: int = 0,
 ) -> Estimates:
     """What Registry.estimate_many does, without a workspace on disk."""
     sets = DataSets(data, modalities)
     laws = laws_of(modalities, refine, SPACE)
-    fits = refined_estimates(SPACE, modalities, sets, laws, simulations=simulations, shape=False, progress=False)
+    fits = refined_estimates(
+        SPACE, modalities, sets, laws, simulations=simulations, seed=seed, shape=False, progress=False
+    )
     plugins = {n: TrustedPlugin(m, certificates.get(n), laws[n].kind, sets.lengths(n)) for n, m in modalities.items()}
     return judged_many(fits, plugins, Sets(sets).blocks, godambe=True)
 
@@ -401,7 +404,7 @@ def honesty_table(repetitions: int, sizes: tuple[int, ...], calibration: int) ->
             truth, generator = truths(1, 7919 * N + seed)
             data = data_sets(truth, {"one": N}, generator)
             for label, refine in (("calibrated", None), ("refined", {"one": simulate1})):
-                fits = ours_many(calibrated, {}, data, refine, max(20_000, 2 * N))
+                fits = ours_many(calibrated, {}, data, refine, max(20_000, 2 * N), seed)
                 pulls.setdefault((label, N), []).append(((fits.theta - truth) / fits.sd)[0])
         if (r + 1) % 10 == 0:
             print(f"  {r + 1} repetitions", flush=True)
