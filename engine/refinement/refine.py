@@ -343,7 +343,8 @@ def _chunk(
             break
         rows = rows.replaced(shaky, final.run(shaky, rows.theta[shaky], more * simulations, (seed, 2)))
     counts = {name: _counts(data, name, first, last) for name in laws}
-    refinements = [_record(rows, b, laws, learned, counts, rivals[b], space) for b in range(last - first)]
+    noise = _share_of_noise(rows).tolist()
+    refinements = [_record(rows, b, laws, learned, counts, rivals[b], noise[b], space) for b in range(last - first)]
     return rows, refinements
 
 
@@ -437,6 +438,7 @@ def _record(
     learned: Mapping[str, Modality],
     counts: Mapping[str, list[int]],
     rival: dict[str, float],
+    noise: float,
     space: ParameterSpace,
 ) -> Refinement:
     present = [name for name in laws if counts[name][b]]
@@ -460,7 +462,7 @@ def _record(
         statistic=float(statistic),
         dof=int(tested.sum()),
         rival=rival,
-        noise=float(_share_of_noise(rows)[b]),
+        noise=noise,
         lost={name: share for name in present if (share := getattr(laws[name], "lost", 0.0))},
     )
 
