@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         ModalityError,
         ObservationError,
         ParameterError,
+        PosteriorError,
         RegistryError,
         TamperedError,
         UnknownPluginError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from engine.observations import Observations
     from engine.parameter import Parameter
     from engine.parameters import ParameterSpace
+    from engine.posterior.result import Posterior, PosteriorStatus
     from engine.registry import Registry
     from engine.result import Estimate, ParameterEstimate, Status
     from engine.uncertainty import Covariance, Interval
@@ -57,6 +59,9 @@ __all__ = [
     "ParameterEstimates",
     "ParameterSpace",
     "PositiveSemidefinite",
+    "Posterior",
+    "PosteriorError",
+    "PosteriorStatus",
     "Registry",
     "RegistryError",
     "Simplex",
@@ -84,6 +89,8 @@ _HOME = {
     "ParameterEstimate": "result",
     "ParameterEstimates": "many",
     "ParameterSpace": "parameters",
+    "Posterior": "posterior.result",
+    "PosteriorStatus": "posterior.result",
     "PositiveSemidefinite": "constraints",
     "Registry": "registry",
     "Simplex": "constraints",

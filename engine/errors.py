@@ -7,6 +7,7 @@ __all__ = [
     "ModalityError",
     "ObservationError",
     "ParameterError",
+    "PosteriorError",
     "RegistryError",
     "TamperedError",
     "UnknownPluginError",
@@ -127,4 +128,13 @@ class EstimateError(EvidenceError, RuntimeError):
         >>> covariance(torch.tensor([[-1.0]]).double(), torch.tensor([False]), torch.zeros(1), kind="observed")
         Traceback (most recent call last):
         engine.errors.EstimateError: the information has a negative eigenvalue (-1 of 1, scaled): this is not a maximum
+    """
+
+
+class PosteriorError(EvidenceError, ValueError):
+    """A posterior that cannot be asked for, or a question that it cannot answer.
+
+    Example:
+        >>> issubclass(PosteriorError, EvidenceError), issubclass(PosteriorError, ValueError)
+        (True, True)
     """
