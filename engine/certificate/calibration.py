@@ -19,7 +19,7 @@ References:
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -269,7 +269,14 @@ def own_simulator(modality: Modality, simulate: Simulate | None) -> Simulate:
 
 
 def simulated_scores(
-    modality: Modality, simulate: Simulate, true: Tensor, at: Tensor, seed: int, path: tuple[int, ...], tick: Any = None
+    modality: Modality,
+    simulate: Simulate,
+    true: Tensor,
+    at: Tensor,
+    seed: int,
+    path: tuple[int, ...],
+    tick: Any = None,
+    measure: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, int]:
     """u(x; at) of x simulated at ``true`` (n, P): the rows that were observations, u, and how many were not.
 
@@ -279,11 +286,13 @@ def simulated_scores(
         true, at: Shape (n, P) each.
         seed, path: Of the blocks of simulations.
         tick: Told how many were made.
+        measure: What to take instead of the score, of x and its row of ``at``.
     """
     kept, u, lost = [], [], 0
     for start, draws in simulate_blocks(simulate, true, seed, path, tuple(modality.event_shape), tick):
         kept.append(start + draws.rows)
-        u.append(score_rows(modality, draws.x, at[kept[-1]]))
+        rows = at[kept[-1]]
+        u.append(score_rows(modality, draws.x, rows) if measure is None else measure(draws.x, rows))
         lost += draws.excluded
     return torch.cat(kept), torch.cat(u), lost
 

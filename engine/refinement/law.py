@@ -29,6 +29,7 @@ from engine.errors import ModalityError
 from engine.learning.simulator import Simulate, generator_of
 from engine.modality import Modality
 from engine.parameters import ParameterSpace
+from engine.refinement.combination import Combination, best_weights
 
 __all__: list[str] = []  # the machinery of refinement
 
@@ -43,6 +44,8 @@ _LINEAR = 0.3  # of the parameter's scale at most: even powers cancel in a pair,
 _NEAR = 0.5  # K is measured within this part of the width
 _NUMBERS = 2**23  # that are multiplied out at once
 _CUBIC = 0.1  # of the parameter's scale: widths from which cubes take part
+_PILOT = 0.2  # of the simulations, or so many at most, to see which combination of features is best:
+_ENOUGH = 4000
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +60,8 @@ class Law:
         covariance: Of the coefficients, (p P, p P), by function then component.
         variance: K, shape (P, P).
         simulations: How many it took.
+        weights: Of the features of :class:`engine.refinement.combination.Combination` whose law it is, (P + K, P); None
+            where it is that of the score.
     """
 
     reference: Tensor
@@ -66,6 +71,7 @@ class Law:
     covariance: Tensor
     variance: Tensor
     simulations: int
+    weights: Tensor | None = None
 
     def at(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """m (P,), ∂m/∂θ (P, P) and V (P, P), the covariance of m, for data from theta (P,)."""
@@ -95,6 +101,11 @@ class Laws(Protocol):
     kind: str
     identity: str  # what tells it from others, as text
 
+    @property
+    def combination(self) -> Combination | None:
+        """Where other features than the score are to be had."""
+        ...
+
     def laws(self, references: Tensor, spreads: Tensor, simulations: int, seed: tuple[int, ...]) -> list[Law]:
         """The laws at reference points (K, P_m), for data from about them, with ``spreads`` (K, P_m, P_m), covariances."""
         ...
@@ -107,16 +118,19 @@ class Laws(Protocol):
         ...
 
 
-def features(modality: Modality, x: Tensor, roots: Tensor) -> Tensor:
+def features(modality: Modality, x: Tensor, roots: Tensor, combination: Combination | None = None) -> Tensor:
     """What tells roots (k, P) apart, (n, F), of observations x (n, *event_shape): the same for all of them.
 
-    The score at each root, the products of its components, and the scalar there less that at the first.
+    The score at each root, the products of its components, the scalar there less that at the first, and log-ratios at points
+    all over the prior, which a wrong root alone does not pass by either.
     """
     found = [scored_rows(modality, x, theta.expand(len(x), -1)) for theta in roots]
     i, j = torch.triu_indices(roots.shape[1], roots.shape[1])
     columns = [u[:, i] * u[:, j] for _, u in found] + [(s - found[0][0])[:, None] for s, _ in found[1:]]
     if len(roots) > 1:  # of one root alone they are what it was found by
         columns += [u for _, u in found]
+    if combination is not None:
+        columns.append(combination.ratios(x))
     return torch.cat(columns, -1)
 
 
@@ -124,6 +138,7 @@ class FieldLaws:
     """Laws from the fields of a calibrated modality: no simulator is needed."""
 
     kind = "calibrated"
+    combination = None
 
     def __init__(self, modality: Calibrated) -> None:
         self.calibration = modality.calibration
@@ -168,6 +183,7 @@ class SimulatedLaws:
         self.name = name
         self.modality = modality.modality if isinstance(modality, Calibrated) else modality
         self.simulate, self.prior = simulate, prior
+        self.combination = Combination(self.modality, prior)
         self.made, self.excluded = 0, 0
         self.identity = f"{self.kind} by {getattr(simulate, '__qualname__', type(simulate).__qualname__)}"
 
@@ -196,8 +212,10 @@ class SimulatedLaws:
 
         alone = reflected(reference + (y @ stretched(width)) * self.prior.scale, self.prior)
         ends = paired_theta(reference, (step @ stretched(reach)) * self.prior.scale, self.prior)
-        rows, u, lost = self._scores(alone, reference, seed, 1)
-        found = [self._scores(end, reference, seed, 2) for end in ends]
+        pilot = min(_ENOUGH, round(_PILOT * simulations)) // 4
+        weights = self._weights(reference, [end[:pilot] for end in ends], 2 * pilot, seed)
+        rows, u, lost = self._scores(alone, reference, seed, 1, weights)
+        found = [self._scores(end, reference, seed, 2, weights) for end in ends]
         self.excluded += lost + sum(part[2] for part in found)
         self.made += simulations
         frame = stretched(1.0 / width.clamp_min(1e-300)) / self.prior.scale
@@ -229,7 +247,19 @@ class SimulatedLaws:
         covariance = inverse @ (_outer_products(B, u - B @ c, K) + more) @ inverse
         covariance = 0.5 * (covariance + covariance.mT)
         made = len(u) + 2 * len(difference)
-        return Law(reference, frame, powers, c, covariance, K, made)
+        return Law(reference, frame, powers, c, covariance, K, made, weights)
+
+    def _weights(self, reference: Tensor, ends: list[Tensor], n: int, seed: tuple[int, ...]) -> Tensor | None:
+        """The best combination of features at a reference by simulations of its own: n there, and pairs at ``ends``."""
+        if n < self.combination.fewest:
+            return None
+        take = self.combination.features
+        still = self._measured(reference.expand(n, -1), reference, seed, 4, take)[1]
+        found = [self._measured(end, reference, seed, 5, take) for end in ends]
+        _, ends, moved = paired(found, ends)
+        step = ends[0] - ends[1]
+        apart = (step != 0).all(-1)  # a held component, or a bound, may leave none
+        return best_weights(still, moved[apart], step[apart])
 
     def expected(self, theta: Tensor, roots: Tensor, seed: tuple[int, ...]) -> tuple[Tensor, Tensor | None, int]:
         """The mean (F,) and covariance (F, F) of :func:`features` of n simulations at theta (P,), and n."""
@@ -238,13 +268,25 @@ class SimulatedLaws:
             self.simulate, at, seed[0], (*seed[1:], 3), tuple(self.modality.event_shape), self.tick
         )
         x = torch.cat([part.x for _, part in blocks])
-        f = features(self.modality, x, roots)
+        f = features(self.modality, x, roots, self.combination)
         return f.mean(0), torch.cov(f.T).reshape(f.shape[1], -1), len(f)
 
-    def _scores(self, true: Tensor, reference: Tensor, seed: tuple[int, ...], part: int) -> tuple[Tensor, Tensor, int]:
-        at = reference.expand(len(true), -1)
+    def _scores(
+        self, true: Tensor, reference: Tensor, seed: tuple[int, ...], part: int, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor, int]:
+        return self._measured(true, reference, seed, part, lambda x, at: self.combination.measured(x, at, weights))
+
+    def _measured(
+        self,
+        true: Tensor,
+        reference: Tensor,
+        seed: tuple[int, ...],
+        part: int,
+        measure: Callable[[Tensor, Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor, int]:
+        at, path = reference.expand(len(true), -1), (*seed[1:], part)
         try:
-            return simulated_scores(self.modality, self.simulate, true, at, seed[0], (*seed[1:], part), self.tick)
+            return simulated_scores(self.modality, self.simulate, true, at, seed[0], path, self.tick, measure)
         except ModalityError as error:
             raise ModalityError(f"plugin '{self.name}': {error}") from error
 

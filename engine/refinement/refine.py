@@ -43,6 +43,7 @@ _WORSE = 50.0  # nats below the best raw maximum (of the screened part) that are
 _ALIKE = 5.0  # nats of S̃ within which the raw sum decides
 _RIVAL = 3.0  # nats within which another root is worth a word
 _UNLIKE = 1e-2  # the chance of data as unlike those of a root, below which others are looked for
+_DOUBTFUL = 1e-3  # the chance of so bad a fit at the end, below which the same is done
 _EVERYWHERE = 12  # points of the prior to look from
 _TESTED = 0.01  # the variance of a residual, in units of its score's, below which θ̂ takes all of it
 _MORE = (4, 16)  # times the simulations, for data sets that so far did not settle or have too much noise
@@ -63,8 +64,9 @@ class Refinement:
         converged: Whether θ̂ settled.
         misfit: Plugin -> −2 s̃(θ̂), about χ² with as many degrees of freedom as the plugin has parameters, or fewer.
         statistic, dof: χ² of the residuals of all refined scalars at θ̂, each in units of its own error there, and its degrees
-            of freedom: as many as scores, less the parameters that only they fix. It is −2 S̃(θ̂) where all plugins are
-            refined; a test of fit, and of tension between plugins. 0 degrees where there is nothing to test.
+            of freedom: as many as scores, less the parameters that only they fix and no bound holds. It is −2 S̃(θ̂) where all
+            plugins are refined; a test of fit, of tension between plugins, and of a bound against the data. 0 degrees where
+            there is nothing to test.
         rival: Another root nearly as good in the raw sum, by name; empty where there is none.
         lost: Plugin -> the share of the simulations that were no finite numbers and left out, so far.
         noise: The share of the information in some direction that the noise of simulated slopes makes up on average.
@@ -343,9 +345,32 @@ def _chunk(
             break
         rows = rows.replaced(shaky, final.run(shaky, rows.theta[shaky], more * simulations, (seed, 2)))
     counts = {name: _counts(data, name, first, last) for name in laws}
-    noise = _share_of_noise(rows).tolist()
-    refinements = [_record(rows, b, laws, learned, counts, rivals[b], noise[b], space) for b in range(last - first)]
-    return rows, refinements
+
+    def records(rows: Rows) -> list[Refinement]:
+        noise = _share_of_noise(rows).tolist()
+        return [_record(rows, b, laws, learned, counts, rivals[b], noise[b], space) for b in range(last - first)]
+
+    found = records(rows)
+    looked = set(bad.tolist())
+    doubt = [b for b in alive.tolist() if found[b].converged and found[b].p_value < _DOUBTFUL and b not in looked]
+    if told and doubt:  # all of the data say what a part of them did not: perhaps the root is wrong
+        again = torch.tensor(doubt)
+        item, theta = _everywhere(space, inside, middle, idle, again, seed)
+        elsewhere = search_few.run(item, theta, few, (seed, 1))
+        tried = _distinct(rows.pick(again).joined(elsewhere), again, space)
+        fits = search_few.fit(tried, (seed, 3))
+        best, rivals_of, _ = _choose(judge, tried, fits, space, last - first)
+        moved = torch.tensor([b for b in doubt if best[b] >= len(again)], dtype=torch.long)
+        if len(moved):
+            fresh = final.run(moved, tried.theta[best[moved]], simulations, (seed, 2))
+            before = torch.stack([(again == b).nonzero()[0, 0] for b in moved])
+            gain = fresh.value - rows.value[moved] + fits[0][best[moved]] - fits[0][before]
+            better = (fresh.done & (gain > 0)).nonzero()[:, 0]
+            for b in moved[better].tolist():
+                rivals[b] = rivals_of[b]
+            rows = rows.replaced(moved[better], fresh.pick(better))
+            found = records(rows)
+    return rows, found
 
 
 def _counts(data: Data, name: str, first: int, last: int) -> list[int]:
@@ -449,7 +474,7 @@ def _record(
     for row, part, name in zip(itertools.accumulate(map(len, parts), initial=0), parts, present, strict=False):
         L[row : row + len(part), space.indices(learned[name].parameter_names)] = part[:, :-1]
     residual = torch.cat([part[:, -1] for part in parts]) - L @ rows.theta[b] if parts else L.new_zeros(0)
-    spread, axes = torch.linalg.eigh(torch.eye(len(L), dtype=torch.float64) - L @ rows.covariance[b] @ L.mT)
+    spread, axes = torch.linalg.eigh(torch.eye(len(L), dtype=torch.float64) - L @ rows.along[b] @ L.mT)
     tested = spread > _TESTED
     statistic = ((axes.mT @ residual).square() / spread.clamp_min(_TESTED))[tested].sum()
     return Refinement(

@@ -18,10 +18,12 @@ from engine.certificate.scores import score_rows
 from engine.ensemble import Ensemble
 from engine.errors import ModalityError
 from engine.evidence import Derivatives, prior_derivatives
+from engine.faces import convex_guess, face_at
 from engine.feasible import FeasibleSet
 from engine.modality import Modality
 from engine.optimise import maximise
 from engine.parameters import ParameterSpace
+from engine.refinement.combination import Combination
 from engine.refinement.law import Law, Laws, features, principal
 
 __all__: list[str] = []  # the machinery of refinement
@@ -35,10 +37,11 @@ _SETTLED = 1.5  # the same after a few rounds, in which the noise of the simulat
 _EXACT = 0.02  # standard errors, where the law is had at any θ
 _ROUNDS = 25
 _FEW = 20  # observations from which their second moments are looked at
+_PUSH = 1e-5  # standard errors by which a constraint holds θ̂ back
 _SHARE = 0.3  # standard errors within which rows share a reference
 
 
-TENSORS = ("item", "theta", "covariance", "noise", "done", "step", "rounds", "value")
+TENSORS = ("item", "theta", "covariance", "along", "noise", "done", "step", "rounds", "value")
 TABLES = ("refined", "misfit", "simulations")
 
 
@@ -49,7 +52,8 @@ class Rows:
     Attributes:
         item: The data set of each, shape (R,).
         theta: Where they are, (R, P).
-        covariance: Of θ̂, with the finite simulations in it, (R, P, P).
+        covariance: Of the maximum without its constraints, with the finite simulations in it, (R, P, P).
+        along: The same along what holds θ̂, (R, P, P).
         noise: What the noise of simulated slopes adds to the information on average, (R, P, P).
         done: Which have settled, (R,).
         step: The last step in standard errors, (R,).
@@ -63,6 +67,7 @@ class Rows:
     item: Tensor
     theta: Tensor
     covariance: Tensor
+    along: Tensor
     noise: Tensor
     done: Tensor
     step: Tensor
@@ -121,6 +126,7 @@ class Solver:
         self.space, self.inside, self.idle = space, inside, idle
         self.learned, self.laws, self.exact, self.prior, self.read = learned, laws, exact, prior, read
         self.held = (inside.lower >= inside.upper) | idle
+        self._ratios: dict[tuple[str, int], Tensor] = {}
         self.columns = {name: torch.tensor(space.indices(m.parameter_names)) for name, m in sorted(learned.items())}
 
     def run(self, item: Tensor, theta: Tensor, simulations: int, seed: tuple[int, ...]) -> Rows:
@@ -143,11 +149,13 @@ class Solver:
     def blank(self, item: Tensor, theta: Tensor) -> Rows:
         """Searches of data sets ``item`` (R,) that have not left theta (R, P)."""
         R = len(theta)
+        nothing = torch.zeros(R, len(self.space), len(self.space), dtype=torch.float64)
         rows = Rows(
             item,
             theta.clone(),
             torch.diag((_FIRST / _WIDTH * self.space.scale) ** 2).repeat(R, 1, 1),
-            torch.zeros(R, len(self.space), len(self.space), dtype=torch.float64),
+            nothing,
+            nothing.clone(),
             torch.zeros(R, dtype=torch.bool),
             torch.full((R,), torch.inf, dtype=torch.float64),
             torch.zeros(R, dtype=torch.long),
@@ -180,7 +188,8 @@ class Solver:
                     told[own] += torch.stack([_total(modality, x, theta) for theta in roots])
                     continue
                 expected = [laws.expected(theta, roots, stream) for theta in roots]
-                found = [_compared(modality, x, roots, k, *expected[k]) for k in range(len(own))]
+                told_by = laws.combination
+                found = [_compared(modality, x, roots, k, told_by, *expected[k]) for k in range(len(own))]
                 gaps, spreads = [f[0] for f in found], [f[1] for f in found]
                 axes = _axes(torch.stack(spreads).mean(0))
                 for r, gap, C in zip(own.tolist(), gaps, spreads, strict=True):
@@ -210,6 +219,11 @@ class Solver:
             made, which = self._laws(name, theta, spread, groups, simulations, seed)
             reference = torch.stack([law.reference for law in made])[which]
             mean, count = self._mean_scores(name, rows.item[live], reference)
+            for row, k in enumerate(which.tolist()):
+                weights = made[k].weights
+                if weights is not None and count[row]:
+                    ratios = self._mean_ratios(name, int(rows.item[live[row]]))
+                    mean[row] = torch.cat([mean[row], ratios]) @ weights
             simulated |= (self.laws[name].kind == "refined") & (count > 0)
             pairs = [
                 _refined(made[k], m, int(n), at)
@@ -224,7 +238,8 @@ class Solver:
             stacks_L.append(full)
             stacks_z.append(refined[..., -1])
         L, z = torch.cat(stacks_L, 1), torch.cat(stacks_z, 1)
-        top, information, value = self._maximum(L, z, rows.item[live], theta)
+        top, at, value = self._maximum(L, z, rows.item[live], theta)
+        information = at.information
         free = (~self.held).double()
         inverse = pseudo_inverse(information * free * free[:, None])
         error = inverse.diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()
@@ -239,6 +254,7 @@ class Solver:
         part = torch.where(done, 1.0, cut * damping[live])
         rows.theta[live] = theta + part[:, None] * step
         rows.covariance[live], rows.noise[live] = inverse, noise
+        rows.along[live] = self._along(top, at, error)
         rows.step[live], rows.value[live] = size, value
         rows.rounds[live] += 1
         rows.done[live] = done & torch.isfinite(value)
@@ -309,8 +325,28 @@ class Solver:
         flush()
         return total / count.clamp_min(1)[:, None], count
 
-    def _maximum(self, L: Tensor, z: Tensor, items: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The maximum of S̃ that is reached from each start, its information, and S̃ there."""
+    def _mean_ratios(self, name: str, item: int) -> Tensor:
+        """The mean (K,) of a data set's log-ratios at the points of the prior, which no reference moves."""
+        combination = self.laws[name].combination
+        assert combination is not None
+        if (name, item) not in self._ratios:
+            total, n = torch.zeros(len(combination.points), dtype=torch.float64), 0
+            for x in self.read(name, item):
+                total, n = total + combination.ratios(x).sum(0), n + len(x)
+            self._ratios[name, item] = total / n
+        return self._ratios[name, item]
+
+    def _along(self, theta: Tensor, at: Derivatives, error: Tensor) -> Tensor:
+        """The covariance (R, P, P) of maxima along the faces that hold them."""
+        unit = torch.where(error > 0, error, self.space.scale)
+        outer = unit[:, :, None] * unit[:, None]
+        guess = convex_guess(at.information, at.score, unit) if self.inside.cones else None
+        face = face_at(theta, at.score, unit, self.inside, guess, least=_PUSH)
+        free = face.free * (~self.held).double() * (~self.held).double()[:, None]
+        return pseudo_inverse(free @ (at.information * outer + face.curvature) @ free) * outer
+
+    def _maximum(self, L: Tensor, z: Tensor, items: Tensor, start: Tensor) -> tuple[Tensor, Derivatives, Tensor]:
+        """The maximum of S̃ that is reached from each start, its derivatives there, and S̃, −∞ where it was not reached."""
         precision, linear = L.mT @ L, (L.mT @ z[..., None])[..., 0]
 
         def S(theta: Tensor, rows: Tensor) -> Derivatives:
@@ -330,7 +366,7 @@ class Solver:
         lower, upper = self.inside.lower.expand_as(start).clone(), self.inside.upper.expand_as(start).clone()
         lower[:, self.idle] = upper[:, self.idle] = start[:, self.idle]
         found = maximise(S, start, self.inside.within(lower, upper), self.space.scale, finish=1e-10)
-        return found.theta, found.at.information, torch.where(found.converged, found.at.value, -torch.inf)
+        return found.theta, found.at, torch.where(found.converged, found.at.value, -torch.inf)
 
 
 def _refined(law: Law, mean: Tensor, n: int, at: Tensor) -> tuple[Tensor, Tensor]:
@@ -353,10 +389,17 @@ def _total(modality: Modality, x: Tensor, theta: Tensor) -> Tensor:
 
 
 def _compared(
-    modality: Modality, x: Tensor, roots: Tensor, k: int, mean: Tensor, C: Tensor | None, n: int
+    modality: Modality,
+    x: Tensor,
+    roots: Tensor,
+    k: int,
+    combination: Combination | None,
+    mean: Tensor,
+    C: Tensor | None,
+    n: int,
 ) -> tuple[Tensor, Tensor]:
     """The mean of the data's features less that of root k's data, (F,), and the covariance of this, (F, F)."""
-    f = features(modality, x, roots if C is not None else roots[k : k + 1])
+    f = features(modality, x, roots if C is not None else roots[k : k + 1], combination)
     C = torch.cov(f.T).reshape(f.shape[1], -1) if C is None else C
     return f.mean(0) - mean, C * (1.0 / len(x) + (1.0 / n if n else 0.0))
 

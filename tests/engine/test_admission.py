@@ -85,6 +85,18 @@ def test_a_certificate_of_another_scalar_is_refused_whatever_the_force(registry,
     registry.append("w", other, certificate=dataclasses.replace(certificate, subject=""))
 
 
+def test_a_certificate_tells_calibrations_and_plain_settings_apart(registry):
+    space = ParameterSpace(BOX)
+    one, other = (calibrate(WRONG, prior=space, simulate=TRUE, simulations=2000, seed=k) for k in (1, 2))
+    record = certify(one, prior=space, simulate=TRUE, simulations=1500, seed=3)
+    with pytest.raises(ModalityError, match="plugin 'w' must have been made of this very Calibrated"):
+        registry.append("w", other, certificate=record)
+    registry.append("w", one, certificate=record)
+    plain = certify(Shape(), prior=ParameterSpace(LINE), simulate=unit_normal, simulations=1500, seed=1)
+    with pytest.raises(ModalityError, match="plugin 's' must have been made of this very Shape"):
+        registry.append("s", Shape(shift=0.1), certificate=plain)
+
+
 def test_a_scalar_whose_training_failed_is_refused(registry):
     scalar = Quadratic(WRONG.design, WRONG.metric, WRONG.offset)
     scalar.training_status = "failed"

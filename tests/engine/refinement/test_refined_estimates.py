@@ -311,6 +311,22 @@ def test_a_bound_holds_a_refined_estimate_as_it_would_hold_an_exact_one(registry
     assert float(fit.covariance[1, 1] * J[1, 1]) == pytest.approx(1.0, abs=0.1)
 
 
+def test_a_bound_against_the_data_is_part_of_the_test_of_fit(registry):
+    """−2 S̃ at the bound is the squared distance of the free maximum from it, in its own errors."""
+    made = registry([Parameter("a", Uniform(-1.0, 0.1)), BOX[1]], w=WRONG)
+    x = draw(TRUE, 200, 4)
+    exact, C = solved(precision_and_linear(WRONG, TRUE, x))
+    fit = made.estimate({"w": x}, refine={"w": TRUE}, simulations=20_000)
+    assert fit.status is Status.AT_BOUND
+    assert fit.refinement.dof == 1
+    expected = float((exact[0] - 0.1).square() / C[0, 0])
+    assert expected > 1.0
+    assert fit.refinement.statistic == pytest.approx(expected, rel=0.25)
+    assert fit.refinement.statistic == pytest.approx(fit.refinement.misfit["w"], rel=1e-6)
+    free = registry(w=WRONG).estimate({"w": x}, refine={"w": TRUE}, simulations=20_000)
+    assert (free.refinement.dof, free.refinement.p_value) == (0, 1.0)
+
+
 def test_a_fixed_parameter_is_no_error_however_much_it_is_like_a_free_one(registry):
     law = LinearLaw([[1.0, 0.999], [0.0, 0.02]], torch.eye(2))
     scalar = Quadratic(law.design * 1.05 + 0.001, torch.eye(2), [0.02, 0.01])

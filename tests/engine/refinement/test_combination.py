@@ -1,0 +1,94 @@
+"""Combinations of a score with log-ratios over the prior, against closed forms."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Uniform
+
+from engine import Modality, Parameter, ParameterSpace, Registry, Status
+from engine.refinement.combination import Combination, best_weights
+
+BOX = ParameterSpace([Parameter("a", Uniform(-1.0, 1.0))])
+
+
+class Half(Modality):
+    """−½ (x₁ − a)² − ½ (x₂ − a²)² of x ~ N((a, a), 1): at a = 0 the score is x₁ alone, half of the information 2."""
+
+    learned = True
+
+    def __init__(self, parameter_names=("a",)):
+        super().__init__(parameter_names, event_shape=(2,))
+
+    def log_evidence(self, x, theta):
+        a = theta[..., 0]
+        return -0.5 * (x[..., 0] - a).square() - 0.5 * (x[..., 1] - a.square()).square()
+
+
+def both(theta, generator=None):
+    noise = torch.randn(*theta.shape[:-1], 2, generator=generator, dtype=torch.float64)
+    return theta.double() + noise
+
+
+def test_what_the_scalar_knows_beside_its_score_is_used(tmp_path):
+    """The variance of θ̂ is 1/(2 N), as of the true likelihood; that of the score alone would be 1/N."""
+    B, N, n = 200, 100, 20_000
+    made = Registry.create(tmp_path / "r", list(BOX))
+    made.append("h", Half())
+    x = both(torch.zeros(B, N, 1), torch.Generator().manual_seed(1))
+    fits = made.estimate_many({"h": x}, refine={"h": both}, simulations=n, seed=1)
+    assert set(fits.status) == {Status.CONVERGED}
+    variance = 1.0 / (2 * N)
+    # data sets share simulations, of which at least half count at θ̂
+    assert abs(float(fits.theta.square().mean()) / variance - 1.0) < 4.0 * math.sqrt(2 / B) + 4.0 * math.sqrt(2 * N / n)
+    claimed = fits.covariance[:, 0, 0] / variance - 1.0
+    assert abs(float(claimed.mean())) < 0.06
+    assert claimed.abs().max() < 0.15 + 0.1  # beside 0 the score knows more, and is left alone where it has 87 %
+    efficient = x.mean((1, 2))
+    assert (fits.theta[:, 0] - efficient).abs().max() < 5.0 * math.sqrt(variance * 2 * N / n) + 0.3 * math.sqrt(
+        variance
+    )
+
+
+def test_the_weights_are_those_of_the_best_linear_combination():
+    generator = torch.Generator().manual_seed(2)
+    root = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [0.1, -0.5, 2.0]]).double()
+    A, K = torch.tensor([[0.3], [1.0], [-0.5]]).double(), root @ root.mT
+    still = torch.randn(40_000, 3, generator=generator, dtype=torch.float64) @ root.mT
+    step = 0.1 * torch.randn(2000, 1, generator=generator, dtype=torch.float64)
+    weights = best_weights(still, step @ A.mT, step)
+    assert weights is not None
+    expected = torch.linalg.solve(K, A)
+    assert (weights / weights[1] - expected / expected[1]).abs().max() < 5.0 * 3.0 / math.sqrt(40_000)
+    information = (weights.mT @ A).square() / (weights.mT @ K @ weights)
+    assert float(information) == pytest.approx(float(A.mT @ expected), rel=1e-3)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0], ids=["common numbers", "own numbers"])
+def test_features_that_know_nothing_more_are_left_out(noise):
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(20):
+        still = torch.randn(2000, 18, generator=generator, dtype=torch.float64)
+        step = 0.5 * torch.randn(1000, 2, generator=generator, dtype=torch.float64)
+        moved = noise * math.sqrt(2) * torch.randn(1000, 18, generator=generator, dtype=torch.float64)
+        moved[:, :2] += step
+        assert best_weights(still, moved, step) is None
+
+
+def test_ratios_are_taken_to_the_highest_and_cut_in_the_tails():
+    class Cut(Half):
+        def log_evidence(self, x, theta):
+            s = super().log_evidence(x, theta)
+            return torch.where(x[..., 0] > 50.0, -torch.inf, s)
+
+    found = Combination(Cut(), BOX)
+    x = torch.tensor([[0.2, 0.1], [40.0, 0.0], [60.0, 0.0]]).double()
+    ratios = found.ratios(x)
+    s = Half()(x[:1, None], found.points)
+    assert torch.allclose(ratios[0], (s - s.max())[0], atol=1e-12)
+    assert ratios.amax(-1).tolist() == [0.0, 0.0, 0.0]
+    assert float(ratios[1].min()) == -50.0
+    assert bool((ratios[2] == 0.0).all())  # impossible everywhere: no ratio to tell
+    assert torch.equal(found.points, Combination(Half(), BOX).points)
+    assert bool(((found.points > -1.0) & (found.points < 1.0)).all())
+    assert float(found.points.mean()) == pytest.approx(0.0, abs=0.05)  # spread evenly
