@@ -11,6 +11,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from engine.search import check_search, feasible, given_start, starting_points
 from engine.verdict import Verdicts, settle
 
 __all__ = ["Estimate", "ParameterEstimate", "Status", "estimate"]
+
+_NOISY = 0.1  # standard errors: the whole error is then wider than what is reported by half a per cent
 
 
 def estimate(
@@ -86,7 +89,8 @@ def estimate(
         asked = fit.uncertainty(covariance)
         object.__setattr__(fit, "covariance", asked.matrix)
         object.__setattr__(fit, "covariance_kind", asked.kind)
-    return fit
+    note = _monte_carlo_note(fit)
+    return replace(fit, reason=f"{fit.reason}; {note}") if note else fit
 
 
 def check(
@@ -161,6 +165,26 @@ def estimate_of(
         rank=float(found.rank[b]),
         _face=found.face.pick(torch.tensor([b])) if space.constraints and not failed else None,
         _evidence=None if failed else evidence,
+    )
+
+
+def _monte_carlo_note(fit: Estimate) -> str:
+    """Where the Monte Carlo error of a scalar moves θ̂ by more than a tenth of a standard error, that it does."""
+    if fit.status is Status.FAILED or fit._evidence is None:
+        return ""
+    noisy = [n for n, m in fit._evidence.modalities.items() if m.has_score_noise]
+    if not noisy:
+        return ""
+    share = (
+        (fit.monte_carlo_covariance.diagonal() / fit.covariance.diagonal()).clamp_min(0.0).sqrt().nan_to_num(0.0, 0.0)
+    )
+    worst = int(share.argmax())
+    if float(share[worst]) <= _NOISY:
+        return ""
+    names = ", ".join(f"'{n}'" for n in noisy)
+    return (
+        f"the draws in {names} move '{fit.parameters.names[worst]}' by {float(share[worst]):.2g} of its standard error; "
+        "use more samples"
     )
 
 

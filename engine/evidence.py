@@ -146,6 +146,17 @@ class Evidence:
         position = {name: i for i, name in enumerate(order)}
         self._sorted = None if order == sorted(order) else torch.tensor([position[name] for name in self.names])
 
+    def only(self, names: Sequence[str]) -> Evidence:
+        """The sum over some of the plugins, of the same data.
+
+        Arguments:
+            names: Which plugins; at least one.
+
+        Raises:
+            ObservationError: for a plugin that has no data here.
+        """
+        return Evidence(self.parameters, self.modalities, self.observations.only(names), prior=self.prior)
+
     def _group(self, block: int | None) -> list[Term]:
         groups: dict[Any, list[str]] = {}
         for name, modality in self.modalities.items():
@@ -353,6 +364,35 @@ class Evidence:
             full = torch.zeros(len(local), len(self.parameters), dtype=torch.float64)
             full[:, term.index[0]] = local
             out[name] = full
+        return out
+
+    def score_noise(self, theta: Tensor) -> dict[str, Tensor]:
+        """The covariance of the Monte Carlo error of the score at one point, of each plugin whose scalar is made of draws.
+
+        Arguments:
+            theta: θ, shape (P,).
+
+        Returns:
+            Plugin -> covariance of its part of ∇S, shape (P, P), float64; nothing for plugins without such an error.
+
+        Raises:
+            ParameterError: for a θ of another shape.
+            ModalityError: for a plugin that returns another shape.
+        """
+        theta = self.parameters.tensor(theta)
+        out: dict[str, Tensor] = {}
+        for name, modality in self.modalities.items():
+            if not modality.has_score_noise:
+                continue
+            index = torch.tensor(self.parameters.indices(modality.parameter_names))
+            noise = modality.score_noise(self.observations[name], theta[index]).to(torch.float64)
+            if noise.shape != (len(index), len(index)):
+                raise ModalityError(
+                    f"score_noise must have shape {(len(index), len(index))}, got {tuple(noise.shape)} from plugin '{name}'; "
+                    "return the covariance of the whole score"
+                )
+            out[name] = torch.zeros(len(self.parameters), len(self.parameters), dtype=torch.float64)
+            out[name][index[:, None], index] = noise
         return out
 
     def expected_information(

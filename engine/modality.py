@@ -206,6 +206,23 @@ class Modality(nn.Module):
         """
         return ()
 
+    def score_noise(self, x: Tensor, theta: Tensor) -> Tensor:
+        """The covariance of the Monte Carlo error of Σᵢ ∇s(xᵢ; θ). Optional; for a scalar that is an average over draws.
+
+        What it adds to an estimate is :attr:`engine.result.Estimate.monte_carlo_covariance`.
+
+        Arguments:
+            x: All observations of a query, shape (N, *event_shape).
+            theta: Values of :attr:`parameter_names`, shape (P_m,).
+
+        Returns:
+            Shape (P_m, P_m); zeros where nothing was drawn.
+
+        Raises:
+            NotImplementedError: where it was not written; see :attr:`has_score_noise`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} draws nothing in its scalar")
+
     def stack_key(self) -> Hashable | None:
         """What two plugins of one class must have in common to be evaluated in one call, beside shapes.
 
@@ -245,6 +262,11 @@ class Modality(nn.Module):
         if type(self).derivatives is Modality.derivatives or {"log_evidence", "forward"} & vars(self).keys():
             return False
         return _speaks_for(type(self), "derivatives")
+
+    @property
+    def has_score_noise(self) -> bool:
+        """Whether :meth:`score_noise` was written."""
+        return type(self).score_noise is not Modality.score_noise
 
     @property
     def prepares(self) -> bool:

@@ -206,6 +206,22 @@ class Estimate:
         known = godambe(self.information, variability, self._fixed(), floor, rank=self.rank, face=self._face)
         return known.without(self.parameters.indices(sorted({n for d in self.null_directions for n in d})))
 
+    @property
+    def monte_carlo_covariance(self) -> Tensor:
+        """What the Monte Carlo error of plugins whose scalar is made of draws adds to the covariance of θ̂, shape (P, P).
+
+        J⁻¹ V J⁻¹, with V the covariance of the score's error at θ̂ over seeds; zero where no plugin draws anything. It is
+        no part of :attr:`covariance`, and falls as one over the number of draws.
+
+        Raises:
+            EstimateError: for a failed fit.
+        """
+        noise = self._usable("a covariance").score_noise(self.theta)
+        total = torch.stack(list(noise.values())).sum(0) if noise else torch.zeros_like(self.information)
+        if not bool((total != 0).any()):
+            return total
+        return self.sandwich(total).matrix
+
     def _variability(self, evidence: Evidence, paired: bool) -> Tensor:
         """K: from the scores of the observations; an auxiliary measurement, made once, has its own variance."""
         once = [n for n, m in evidence.modalities.items() if m.auxiliary and evidence.observations.lengths[n] == 1]

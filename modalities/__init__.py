@@ -4,6 +4,7 @@
 - measured values with Gaussian errors, correlated or not: :class:`Gaussian`
 - measured values of which a few may be far off: :class:`StudentT`
 - one category, about a hypothesis or about continuous θ: :class:`Categorical`
+- a model with latent variables, written in Pyro: :class:`PyroModel`
 - auxiliary measurements of nuisance parameters: :class:`Constraint`
 - any data that an encoder understands, concave in θ and learned: :class:`Quadratic`
 
@@ -27,6 +28,7 @@ from modalities.neural_likelihood import NeuralLikelihood
 from modalities.neural_posterior import NeuralPosterior
 from modalities.neural_ratio import NeuralRatio
 from modalities.poisson import PoissonCounts
+from modalities.pyro_model import PyroModel
 from modalities.quadratic import Quadratic
 from modalities.student_t import StudentT
 
@@ -40,6 +42,7 @@ __all__ = [
     "NeuralPosterior",
     "NeuralRatio",
     "PoissonCounts",
+    "PyroModel",
     "Quadratic",
     "SbiEstimator",
     "StudentT",
