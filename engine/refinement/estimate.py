@@ -22,7 +22,7 @@ from engine.observations import Observations
 from engine.parameters import ParameterSpace
 from engine.refinement.kept import Kept
 from engine.refinement.law import Laws, SimulatedLaws
-from engine.refinement.refine import NOISE, Refinement, Sets, Single, refine
+from engine.refinement.refine import NOISE, UNLIKELY, Refinement, Sets, Single, refine
 from engine.report.progress import progress_bar
 from engine.result import Estimate, Status
 from engine.search import feasible, given_start
@@ -223,6 +223,13 @@ def _verdict(status: Status, reason: str, one: Refinement) -> tuple[Status, str]
     if one.lost:
         shares = ", ".join(f"{share:.1%} for '{name}'" for name, share in one.lost.items())
         text += f"; simulations that were not finite were left out: {shares}"
+    if one.likeness < UNLIKELY:
+        text += (
+            f"; the data are unlike simulations at θ̂ (p = {one.likeness:.1g}): see that the simulator is that of the data, "
+            "and that nothing is missing from it"
+        )
+    if one.p_value < UNLIKELY:
+        text += f"; the refined scalars disagree with each other, or with a bound (p = {one.p_value:.1g})"
     return status, text
 
 

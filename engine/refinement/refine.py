@@ -48,6 +48,7 @@ _EVERYWHERE = 12  # points of the prior to look from
 _TESTED = 0.01  # the variance of a residual, in units of its score's, below which θ̂ takes all of it
 _MORE = (4, 16)  # times the simulations, for data sets that so far did not settle or have too much noise
 NOISE = 1 / 9  # of the information: a slope that is three standard errors from none
+UNLIKELY = 1e-4  # the chance of data or of a fit that is worth a word in the reason
 _CHUNK = 128  # data sets that are refined, and kept, together
 _NUMBERS = 2**24  # of data in one chunk
 
@@ -70,6 +71,9 @@ class Refinement:
         rival: Another root nearly as good in the raw sum, by name; empty where there is none.
         lost: Plugin -> the share of the simulations that were no finite numbers and left out, so far.
         noise: The share of the information in some direction that the noise of simulated slopes makes up on average.
+        likeness: The chance of data as unlike simulations at θ̂ as these, in what θ̂ does not use: products of scores and
+            log-ratios over the prior, of 2000 observations of each simulated plugin at most. 1 where there was nothing to
+            look at. Next to none says that the simulator is not that of the data.
 
     Example:
         >>> Refinement({"a": "refined"}, {"a": 20_000}, {"a": 100}, 4, True, {"a": 0.3}, 0.3, 1, {}).p_value > 0.5
@@ -87,6 +91,7 @@ class Refinement:
     rival: Mapping[str, float]
     noise: float = 0.0
     lost: Mapping[str, float] = field(default_factory=dict)
+    likeness: float = 1.0
 
     @property
     def p_value(self) -> float:
@@ -330,11 +335,14 @@ def _chunk(
     tried = _distinct(search_few.run(item, theta, few, (seed, 1)), torch.arange(last - first), space)
     told = any(source.kind == "refined" for source in laws.values())  # by simulations, which root is the right one
     judge = None if told else Ensemble(space, modalities, data.part(first, last, _TRIED), prior=prior)
-    best, rivals, bad = _choose(judge, tried, search_few.fit(tried, (seed, 3)), space, last - first)
+    seen = search_few.fit(tried, (seed, 3))
+    best, rivals, bad = _choose(judge, tried, seen, space, last - first)
     if len(bad):  # no root of the raw maxima's looks like the data: look everywhere
         item, theta = _everywhere(space, inside, middle, idle, bad, seed)
         tried = _distinct(tried.joined(search_few.run(item, theta, few, (seed, 1))), bad, space)
-        best, rivals, _ = _choose(judge, tried, search_few.fit(tried, (seed, 3)), space, last - first)
+        seen = search_few.fit(tried, (seed, 3))
+        best, rivals, _ = _choose(judge, tried, seen, space, last - first)
+    likeness = (_likeness(seen)[best] if told else torch.ones(last - first)).tolist()
     alive = torch.unique(tried.item)  # without data sets that the raw scalars call impossible everywhere
     rows = search_few.blank(torch.arange(last - first), middle.repeat(last - first, 1))
     final = solver(None)
@@ -348,7 +356,10 @@ def _chunk(
 
     def records(rows: Rows) -> list[Refinement]:
         noise = _share_of_noise(rows).tolist()
-        return [_record(rows, b, laws, learned, counts, rivals[b], noise[b], space) for b in range(last - first)]
+        return [
+            _record(rows, b, laws, learned, counts, rivals[b], noise[b], likeness[b], space)
+            for b in range(last - first)
+        ]
 
     found = records(rows)
     looked = set(bad.tolist())
@@ -367,7 +378,7 @@ def _chunk(
             gain = fresh.value - rows.value[moved] + fits[0][best[moved]] - fits[0][before]
             better = (fresh.done & (gain > 0)).nonzero()[:, 0]
             for b in moved[better].tolist():
-                rivals[b] = rivals_of[b]
+                rivals[b], likeness[b] = rivals_of[b], float(_likeness(fits)[best[b]])
             rows = rows.replaced(moved[better], fresh.pick(better))
             found = records(rows)
     return rows, found
@@ -424,7 +435,7 @@ def _choose(
     The row whose refined scalars and whose data fit best; where no simulator tells, the one with the highest raw sum
     among those that fit alike.
     """
-    told, fit, dof = found
+    told, likely = found[0], _likeness(found)
     at = None if raw is None else torch.where(tried.done, raw.value(tried.theta, tried.item), -torch.inf)
     score = torch.where(tried.done, tried.value + told, -torch.inf)
     best, rivals, bad = torch.zeros(count, dtype=torch.long), [], []
@@ -442,9 +453,16 @@ def _choose(
         alike = own[score[own] >= top - _ALIKE]
         best[b] = own[score[own].argmax()] if at is None else alike[at[alike].argmax()]
         rivals.append(_rival(tried, score, alike, int(best[b]), space))
-        if float(fit[best[b]]) > float(stats.chi2.isf(_UNLIKE, max(1.0, float(dof[best[b]])))):
+        if float(likely[best[b]]) < _UNLIKE:
             bad.append(b)
     return best, rivals, torch.tensor(bad, dtype=torch.long)
+
+
+def _likeness(found: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """The chance (R,) of data as unlike each row's as what :meth:`Solver.fit` found."""
+    _, fit, dof = found
+    p = torch.from_numpy(stats.chi2.sf(fit.numpy(), dof.clamp_min(1.0).numpy()))
+    return torch.where(dof > 0, p, 1.0)
 
 
 def _rival(tried: Rows, score: Tensor, alike: Tensor, best: int, space: ParameterSpace) -> dict[str, float]:
@@ -464,6 +482,7 @@ def _record(
     counts: Mapping[str, list[int]],
     rival: dict[str, float],
     noise: float,
+    likeness: float,
     space: ParameterSpace,
 ) -> Refinement:
     present = [name for name in laws if counts[name][b]]
@@ -489,6 +508,7 @@ def _record(
         rival=rival,
         noise=noise,
         lost={name: share for name in present if (share := getattr(laws[name], "lost", 0.0))},
+        likeness=likeness,
     )
 
 

@@ -173,8 +173,9 @@ class Solver:
 
         Returns:
             The log-likelihood of the means of these features, (R,), up to a constant of each data set; how badly they fit,
-            about χ² (R,); and its degrees of freedom (R,).
+            about χ² (R,); and its degrees of freedom (R,), 0 for nothing to tell.
         """
+        simulated = any(law.kind == "refined" for law in self.laws.values())
         told, total, dof = (torch.zeros(len(rows.item), dtype=torch.float64) for _ in range(3))
         for name, index in self.columns.items():
             laws, modality, stream = self.laws[name], self._raw(name), (*seed, _stream(name))
@@ -198,9 +199,11 @@ class Solver:
                     told[r] -= 0.5 * misfit
                     if expected[0][1] is not None:  # the same features for all roots
                         told[r] -= 0.5 * torch.linalg.eigvalsh(inner).clamp_min(1e-9).log().sum()
-                    total[r] += misfit
-                    dof[r] += axes.shape[1]
-        return told, total, dof
+                    if laws.kind == "refined" or not simulated:  # fields are not exact enough to stand beside simulations
+                        total[r] += misfit
+                        dof[r] += axes.shape[1]
+        fitted = int((~self.held).sum()) if simulated else 0  # directions that θ̂ took
+        return told, total, (dof - fitted).clamp_min(0.0)
 
     def _raw(self, name: str) -> Modality:
         return getattr(self.learned[name], "modality", self.learned[name])

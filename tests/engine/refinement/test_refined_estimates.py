@@ -446,6 +446,20 @@ def test_a_simulator_that_has_nothing_to_do_with_the_data_gives_no_number(regist
     assert torch.isnan(fits[0].covariance).all()
 
 
+def test_data_unlike_the_simulator_s_are_said_and_others_are_not(registry):
+    """Products of scores and log-ratios see a noise that is 1.25 times as large, which the mean score does not."""
+    made = registry(w=WRONG)
+    louder = LinearLaw(TRUE.design, 1.25**2 * TRUE.covariance)
+    fine = made.estimate_many({"w": draw(TRUE, 300, 3, B=80)}, refine={"w": TRUE}, simulations=6000)
+    p = [one.likeness for one in fine.refinement]
+    assert stats.kstest(p, "uniform").pvalue > 1e-3
+    assert min(p) > 1e-4
+    assert not any("unlike simulations" in reason for reason in fine.reason)
+    off = made.estimate({"w": draw(louder, 300, 3)}, refine={"w": TRUE}, simulations=6000)
+    assert off.refinement.likeness < 1e-4
+    assert "the data are unlike simulations at θ̂ (p = " in off.reason
+
+
 def test_a_direction_that_the_data_say_nothing_of_gives_no_number(registry):
     """x tells t + u alone; the scalar believes that it knows t − u a little too."""
     sum_alone = LinearLaw([[1.0, 1.0], [1.0, 1.0]], [[0.09, 0.0], [0.0, 0.09]])
