@@ -36,6 +36,8 @@ from engine.observations import Observations
 from engine.parameter import Parameter
 from engine.parameters import ParameterSpace
 from engine.plugin import read_certificate, read_observations, read_plugin, write_plugin
+from engine.posterior.marginal import BayesFactor, bayes_factor, refuse_unnormalised
+from engine.posterior.result import Posterior
 from engine.refinement.estimate import refined_estimate, refined_estimates
 from engine.refinement.law import Laws
 from engine.refinement.refine import Sets, Single, laws_of
@@ -571,6 +573,113 @@ class Registry:
         return EstimationLayer(
             self.parameters, modalities, prior=prior, screen=screen, polish=polish, seed=seed, failed=failed
         )
+
+    def posterior(
+        self,
+        data: Any = None,
+        *,
+        method: str = "auto",
+        draws: int = 1000,
+        seed: int = 0,
+        only: Names | None = None,
+        without: Names | None = None,
+        fixed: Mapping[str, float] | None = None,
+        refine: bool | Mapping[str, Simulate] | None = None,
+        simulations: int = 20_000,
+        start: Mapping[str, float] | Tensor | None = None,
+        chains: int = 4,
+        warmup: int = 300,
+        screen: int = 1024,
+        allow_identical: bool = False,
+        progress: bool | None = None,
+    ) -> Posterior:
+        """π(θ | data) ∝ exp S(θ) π(θ), from any subset of the plugins.
+
+        Arguments:
+            data, only, without, allow_identical: See :meth:`evidence`.
+            method: ``"laplace"``, ``"importance"``, ``"grid"``, ``"nuts"``, or ``"auto"``, the cheapest whose own diagnostics
+                pass; see :func:`engine.posterior.posterior`.
+            draws: How many draws of equal weight.
+            seed: What everything random follows from.
+            fixed: Parameters to hold, by name.
+            refine, simulations: As for :meth:`estimate`; scalars are calibrated around the maximum a posteriori.
+            start: One more point where a maximum may be, by name or in order.
+            chains, warmup: Of NUTS.
+            screen: How many points of the prior are tried to find the maxima.
+            progress: Whether to show how far it is; by default, on a terminal.
+
+        Returns:
+            A :class:`engine.Posterior`. Look at its ``status``: a posterior whose diagnostics fail says so there, and so does
+            one that rests on learned plugins beyond what they can carry.
+
+        Raises:
+            PosteriorError: for no draws, an unknown method, an improper prior, a grid of more than three parameters, or a
+                discrete parameter under NUTS. Others as :meth:`estimate`.
+
+        Example:
+            >>> import tempfile
+            >>> from torch.distributions import Gamma
+            >>> from modalities import PoissonCounts
+            >>> registry = Registry.create(tempfile.mkdtemp() + "/decays", [Parameter("rate", Gamma(2.0, 1.0))])
+            >>> for name in ("first", "second"):
+            ...     entry = registry.append(name, PoissonCounts(signal=[1.0], strength="rate"))
+            >>> post = registry.posterior({"first": [[4.0]]}, method="grid")
+            >>> round(post.mean["rate"], 2), round(post.append({"second": [[5.0]]}).mean["rate"], 1)  # Gamma(6, 2), Gamma(11, 3)
+            (3.0, 3.7)
+        """
+        from engine.posterior.ask import ask
+
+        settings: dict[str, Any] = {
+            "method": method,
+            "draws": draws,
+            "seed": seed,
+            "fixed": fixed,
+            "refine": refine,
+            "simulations": simulations,
+            "start": start,
+            "chains": chains,
+            "warmup": warmup,
+            "screen": screen,
+            "allow_identical": allow_identical,
+            "progress": progress,
+        }
+        return ask(self, data, only, without, settings)
+
+    def bayes_factor(
+        self,
+        data: Any,
+        first: Mapping[str, float],
+        second: Mapping[str, float] | None = None,
+        *,
+        only: Names | None = None,
+        without: Names | None = None,
+        method: str = "auto",
+        draws: int = 1000,
+        seed: int = 0,
+        allow_identical: bool = False,
+    ) -> BayesFactor:
+        """p(data | first) / p(data | second), each hypothesis with the values it fixes and the priors of the others.
+
+        Arguments:
+            data, only, without, allow_identical: See :meth:`evidence`.
+            first: The values that the first hypothesis fixes, by name.
+            second: The same of the second; None leaves everything free.
+            method, draws, seed: As for :meth:`posterior`.
+
+        Raises:
+            PosteriorError: naming a plugin whose scalar is not log p(x | θ) with all its constants. Others as
+                :meth:`posterior`.
+        """
+        options: dict[str, Any] = {
+            "only": only,
+            "without": without,
+            "allow_identical": allow_identical,
+            "refine": False,
+        }
+        options |= {"method": method, "draws": draws, "seed": seed}
+        evidence = self.evidence(data, only=only, without=without, allow_identical=allow_identical)
+        refuse_unnormalised([n for n, m in evidence.modalities.items() if not m.normalised])
+        return bayes_factor(*(self.posterior(data, fixed=fixed, **options) for fixed in (first, second)))
 
     def compare(
         self,

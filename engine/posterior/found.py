@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class Found:
         note: What else to say.
         chains: How many chains the draws are from, in turn: draw i is from chain i modulo chains.
         interrupted: Whether it was stopped by the user.
+        pool: More draws of equal weight, shape (n, P), where ``points`` are no draws.
 
     Example:
         >>> one = torch.zeros(4, 1)
@@ -51,7 +52,8 @@ class Found:
     problems: tuple[str, ...]
     note: str = ""
     chains: int = 1
-    interrupted: bool = field(default=False)
+    interrupted: bool = False
+    pool: Tensor | None = None
 
 
 def joined(parts: list[Found], draws: int, generator: torch.Generator) -> Found:
@@ -69,14 +71,9 @@ def joined(parts: list[Found], draws: int, generator: torch.Generator) -> Found:
     points = torch.cat([p.points for p in parts])
     log_weights = torch.cat([normalise(p.log_weights) + m for p, m in zip(parts, mass, strict=True)])
     raw = torch.cat([normalise(p.raw) + m for p, m in zip(parts, mass, strict=True)])
-    take = torch.multinomial(share, draws, replacement=True, generator=generator)
-    theta = torch.empty(draws, points.shape[1], dtype=torch.float64)
-    for c, part in enumerate(parts):
-        rows = (take == c).nonzero()[:, 0]
-        if len(rows):
-            theta[rows] = part.theta[torch.randint(len(part.theta), (len(rows),), generator=generator)] if len(
-                rows
-            ) > len(part.theta) else part.theta[torch.randperm(len(part.theta), generator=generator)[: len(rows)]]
+    theta = _mixed([p.theta for p in parts], share, draws, generator)
+    pools = [p.pool for p in parts if p.pool is not None]
+    pool = _mixed(pools, share, max(map(len, pools)), generator) if len(pools) == len(parts) else None
     matters = [c for c in range(len(parts)) if float(share[c]) > 1e-3]
     diagnostics: dict[str, Any] = {"cells": len(parts)}
     for key in ("points", "evaluations"):
@@ -98,7 +95,18 @@ def joined(parts: list[Found], draws: int, generator: torch.Generator) -> Found:
         diagnostics,
         tuple(dict.fromkeys(text for c in matters for text in parts[c].problems)),
         parts[0].note,
+        pool=pool,
     )
+
+
+def _mixed(draws: list[Tensor], share: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draws of a mixture, each part's in the order they came, again from the first where there are too few."""
+    take = torch.multinomial(share, count, replacement=True, generator=generator)
+    out = torch.empty(count, draws[0].shape[1], dtype=torch.float64)
+    for c, each in enumerate(draws):
+        rows = (take == c).nonzero()[:, 0]
+        out[rows] = each[torch.arange(len(rows)) % len(each)]
+    return out
 
 
 def weighed(

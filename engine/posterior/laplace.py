@@ -55,7 +55,7 @@ def laplace(target: Target, modes: Modes, draws: int, generator: torch.Generator
     shift, ratio = _difference(points, points[:_CHECKED], log_weights)
     problems = []
     if len(modes.z) > 1:
-        other = float((modes.log_mass[1:].exp().sum() / modes.log_mass.exp().sum()))
+        other = float(torch.softmax(modes.log_mass, 0)[1:].sum())
         if other > 0.01:
             problems.append(f"there are {len(modes.z)} separate maxima, and the others hold {other:.0%} of the mass")
     if distance > _DISTANCE:
@@ -77,7 +77,9 @@ def laplace(target: Target, modes: Modes, draws: int, generator: torch.Generator
     }
     note = "a Gaussian in unconstrained coordinates at their maximum"
     error = float((ratios - mean).exp().std() / math.sqrt(_CHECKED))
-    return Found("laplace", theta, points, even, even, float(mean), error, "importance", diagnostics, tuple(problems), note)
+    return Found(
+        "laplace", theta, points, even, even, float(mean), error, "importance", diagnostics, tuple(problems), note
+    )
 
 
 def _difference(points: Tensor, checked: Tensor, log_weights: Tensor) -> tuple[float, float]:

@@ -7,6 +7,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from engine.errors import PosteriorError
 if TYPE_CHECKING:
     from engine.posterior.result import Posterior
 
-__all__ = ["BayesFactor", "MarginalLikelihood", "bayes_factor"]
+__all__ = ["BayesFactor", "MarginalLikelihood", "bayes_factor", "refuse_unnormalised"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class BayesFactor:
     Attributes:
         log: Its logarithm in nats: above zero the data prefer the first.
         error: The standard error of the logarithm.
+        note: What is said against one of the posteriors that it rests on; empty where both have converged.
 
     Example:
         >>> print(BayesFactor(2.5, 0.1))
@@ -62,6 +64,7 @@ class BayesFactor:
 
     log: float
     error: float
+    note: str = ""
 
     @property
     def value(self) -> float:
@@ -71,7 +74,7 @@ class BayesFactor:
     def to_dict(self) -> dict[str, Any]:
         """Plain values; None for what is not finite."""
         plain = {"log": self.log, "error": self.error, "value": self.value}
-        return {k: v if math.isfinite(v) else None for k, v in plain.items()}
+        return {**{k: v if math.isfinite(v) else None for k, v in plain.items()}, "note": self.note}
 
     def __str__(self) -> str:
         size = 2.0 * abs(self.log)  # Kass and Raftery's table of 2 log B
@@ -79,7 +82,18 @@ class BayesFactor:
             (size >= 2) + (size >= 6) + (size >= 10)
         ]
         side = "the first" if self.log >= 0 else "the second"
-        return f"log B = {self.log:.2f} ± {self.error:.2f} nats, B = {self.value:.3g}: {words} for {side}"
+        note = f" ({self.note})" if self.note else ""
+        return f"log B = {self.log:.2f} ± {self.error:.2f} nats, B = {self.value:.3g}: {words} for {side}{note}"
+
+
+def refuse_unnormalised(names: Sequence[str]) -> None:
+    """Refuse plugins whose scalar lacks a constant. PosteriorError, naming them."""
+    if names:
+        listed = ", ".join(f"'{n}'" for n in names)
+        raise PosteriorError(
+            f"a marginal likelihood needs every plugin's scalar to be log p(x | θ) with all its constants, and {listed} does "
+            "not say so (normalised is False); leave it out, or set normalised = True on its class if it is"
+        )
 
 
 def bayes_factor(first: Posterior, second: Posterior) -> BayesFactor:
@@ -103,4 +117,5 @@ def bayes_factor(first: Posterior, second: Posterior) -> BayesFactor:
                 "ask both of the same data"
             )
     one, other = first.log_marginal_likelihood, second.log_marginal_likelihood
-    return BayesFactor(one.value - other.value, math.hypot(one.error, other.error))
+    against = [f"the {which} is {p.status}" for which, p in (("first", first), ("second", second)) if not p.converged]
+    return BayesFactor(one.value - other.value, math.hypot(one.error, other.error), "; ".join(against))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.errors import PosteriorError
 from engine.parameters import ParameterSpace
-from engine.posterior.marginal import BayesFactor, MarginalLikelihood, bayes_factor
+from engine.posterior.marginal import BayesFactor, MarginalLikelihood, bayes_factor, refuse_unnormalised
 from engine.posterior.weighted import highest_density, quantiles, weighted_moments
 
 if TYPE_CHECKING:
@@ -63,7 +63,21 @@ class Posterior:
         trust: Plugin -> what its certificate says of its part here (:class:`engine.trust.Trust`).
         refinement: How learned scalars were refined (:class:`engine.refinement.Refinement`); None where none was.
         provenance: The registry's digest, the data's hash, the plugins and the versions.
+        seed: What everything random followed from.
         unnormalised: Plugins whose scalar lacks a constant, so that there is no marginal likelihood.
+
+    Example:
+        >>> from torch.distributions import Normal
+        >>> from engine import Evidence, Parameter
+        >>> from engine.posterior import posterior
+        >>> from modalities import Gaussian
+        >>> space = ParameterSpace([Parameter("mu", prior=Normal(0.0, 2.0))])
+        >>> evidence = Evidence(space, {"a": Gaussian(parameter_names=("mu",), sd=2.0)}, {"a": [[1.0]]}, prior=True)
+        >>> post = posterior(evidence, method="laplace", draws=1000, seed=0)
+        >>> post.draws["mu"].shape, round(post.mean["mu"], 3), round(post.sd["mu"], 2)  # N(1/2, √2)
+        (torch.Size([1000]), 0.5, 1.41)
+        >>> post.status, round(post.quantile("mu", 0.5), 2)
+        (<PosteriorStatus.CONVERGED: 'converged'>, 0.5)
     """
 
     parameters: ParameterSpace
@@ -82,7 +96,9 @@ class Posterior:
     unnormalised: tuple[str, ...] = ()
     seed: int = 0
     _marginal: MarginalLikelihood | None = field(default=None, repr=False)
-    _raw_weights: Tensor | None = field(default=None, repr=False)
+    _raw: Tensor | None = field(default=None, repr=False)  # log weights before they were smoothed
+    _pool: Tensor | None = field(default=None, repr=False)  # draws to re-weight, where points are nodes
+    _base: tuple[PosteriorStatus, str] | None = field(default=None, repr=False)  # before certificates had their say
     _source: Source | None = field(default=None, repr=False)
 
     @property
@@ -177,12 +193,7 @@ class Posterior:
         Raises:
             PosteriorError: naming the plugin whose scalar lacks a constant, or where it was not found.
         """
-        if self.unnormalised:
-            names = ", ".join(f"'{n}'" for n in self.unnormalised)
-            raise PosteriorError(
-                f"a marginal likelihood needs every plugin's scalar to be log p(x | θ) with all its constants, and {names} "
-                "does not say so (normalised is False); leave it out, or set normalised = True on its class if it is"
-            )
+        refuse_unnormalised(self.unnormalised)
         if self._marginal is None:
             raise PosteriorError(
                 f"this posterior has no marginal likelihood ({self.reason}); ask for method='importance'"

@@ -70,9 +70,7 @@ class Target:
         self._E, self._b = E[:, [space.index(n) for n in self.names]], b
         kept: list[SpaceConstraint] = [c for c in whole if set(c.parameters) <= set(self.names)]
         kept += [
-            c
-            for c in space.constraints
-            if isinstance(c, PositiveSemidefinite) and set(c.parameters) <= set(self.names)
+            c for c in space.constraints if isinstance(c, PositiveSemidefinite) and set(c.parameters) <= set(self.names)
         ]
         tied = {n for c in kept if isinstance(c, Simplex) for n in c.parameters}
         bounds = {n: (float(space.lower[space.index(n)]), float(space.upper[space.index(n)])) for n in self.names}
@@ -80,6 +78,11 @@ class Target:
         self._own = ParameterSpace(parts, kept)
         self.map = Unconstrained(self._own)
         last = {c.parameters[-1] for c in kept if isinstance(c, Simplex)}
+        #: Sets of fractions: the positions of their members among :attr:`names`, and what they sum to.
+        self.fractions = [
+            ([self.names.index(n) for n in c.parameters], c.total) for c in kept if isinstance(c, Simplex)
+        ]
+        #: The parameters whose volume densities are of: all but the last of each set of fractions.
         self.volume = tuple(n for n in self.names if n not in last)
         self.size = len(self.volume)
         walls = torch.tensor([all(map(math.isinf, bounds[n])) for n in self.volume], dtype=torch.bool)
@@ -184,7 +187,8 @@ class Target:
         self.evaluations += int(fine.sum())
         lost = ~torch.isfinite(slope).all(-1) & torch.isfinite(value)
         if bool(lost.any()):
-            at = ", ".join(f"{n} = {v:.6g}" for n, v in zip(self.space.names, theta.detach()[lost][0].tolist()))
+            values = zip(self.space.names, theta.detach()[lost][0].tolist(), strict=True)
+            at = ", ".join(f"{n} = {v:.6g}" for n, v in values)
             raise ModalityError(f"the gradient of the sum is not finite at {at}, where its value is")
         return value, slope
 
@@ -213,7 +217,9 @@ class Target:
                 first = gradient((natural * at.score).sum() + volume.sum(), leaf)
                 second = torch.stack(
                     [
-                        gradient(first[:, j].sum(), leaf, retain=True) if first.requires_grad else torch.zeros_like(z[rows])
+                        gradient(first[:, j].sum(), leaf, retain=True)
+                        if first.requires_grad
+                        else torch.zeros_like(z[rows])
                         for j in range(D)
                     ],
                     -2,

@@ -9,10 +9,12 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 __all__ = ["effective", "highest_density", "normalise", "quantiles", "resample", "weighted_moments"]
@@ -46,9 +48,20 @@ def weighted_moments(points: Tensor, log_weights: Tensor) -> tuple[Tensor, Tenso
 def _steps(values: Tensor, log_weights: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Distinct values in ascending order, and the weight of each."""
     weights = normalise(log_weights).exp().numpy()
-    distinct, place = np.unique(values.numpy(), return_inverse=True)
+    v = values.numpy()
+    width = float(v.max() - v.min()) or 1.0  # values of one node of a grid differ by rounding
+    _, first, place = np.unique(np.round((v - v.min()) * (1e10 / width)), return_index=True, return_inverse=True)
+    distinct = v[first]
     each = np.bincount(place, weights=weights, minlength=len(distinct))
     return distinct[each > 0], each[each > 0]
+
+
+def _inverse(middle: np.ndarray, distinct: np.ndarray) -> Callable[[Any], np.ndarray]:
+    """The inverse of a distribution function at points (n,): monotone cubics between few nodes, lines between many draws."""
+    if 4 <= len(distinct) <= 2000:
+        curve = PchipInterpolator(middle, distinct)
+        return lambda q: np.asarray(curve(np.clip(q, middle[0], middle[-1])))
+    return lambda q: np.interp(q, middle, distinct)
 
 
 def quantiles(values: Tensor, log_weights: Tensor, fractions: Sequence[float], *, whole: bool = False) -> list[float]:
@@ -69,7 +82,7 @@ def quantiles(values: Tensor, log_weights: Tensor, fractions: Sequence[float], *
         at = np.searchsorted(np.cumsum(each), np.minimum(fractions, 1.0 - 1e-12), side="left")
         return [float(distinct[min(int(i), len(distinct) - 1)]) for i in np.atleast_1d(at)]
     middle = np.cumsum(each) - 0.5 * each
-    return [float(v) for v in np.interp(fractions, middle, distinct)]
+    return [float(v) for v in _inverse(middle, distinct)(fractions)]
 
 
 def highest_density(values: Tensor, log_weights: Tensor, level: float, *, whole: bool = False) -> tuple[float, float]:
@@ -93,7 +106,8 @@ def highest_density(values: Tensor, log_weights: Tensor, level: float, *, whole:
         return float(distinct[i]), float(distinct[end[i]])
     middle = np.cumsum(each) - 0.5 * each
     start = np.linspace(0.0, 1.0 - level, 2001)
-    low, high = np.interp(start, middle, distinct), np.interp(start + level, middle, distinct)
+    inverse = _inverse(middle, distinct)
+    low, high = inverse(start), inverse(start + level)
     i = int(np.argmin(high - low))
     return float(low[i]), float(high[i])
 
