@@ -1,13 +1,14 @@
 r"""What is measured of each observation: the learned score, or where that tells little, its best combination with log-ratios.
 
 Beside a fold of the mean, or where a network is crude, the learned score at θ0 is poorly correlated with the true one, though
-the scalar as a function of θ knows more. With the features F(x) = [u(x; θ0), s(x; θ_k) less the highest of them] at points θ_k
-all over the training prior, of which simulations tell the slope A = ∂E F/∂θ and the covariance K, the combination
+the scalar as a function of θ knows more. With the features F(x) = [u(x; θ0), s(x; θ_k) − s(x; θ0)] at a few points θ_k of the
+training prior, of which simulations tell the slope A = ∂E F/∂θ and the covariance K, the combination
 
 .. math:: w(x) = A^\top K^{-1} F(x)
 
 has the most information of all linear ones, :math:`A^\top K^{-1} A` [Hansen 1982], and takes the score's place. Any fixed
-weights are honest; those of a pilot's simulations are taken where they are better in others.
+weights are honest; those of a pilot's simulations are taken where they are better in others. The points are those of many
+spread over the prior that add most, one after the other: each costs an evaluation of every simulation.
 
 References:
     | Hansen (1982), Large sample properties of generalized method of moments estimators, Econometrica 50, 1029
@@ -19,17 +20,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.certificate.scores import score_rows
+from engine.certificate.scores import score_rows, scored_rows
 from engine.modality import Modality
 from engine.parameters import ParameterSpace
 
 __all__: list[str] = []  # the machinery of refinement
 
-_POINTS = 16
-_DEEPEST = 50.0  # nats below the highest at which a scalar is cut: tails of densities are no information
+_POINTS = 16  # of the prior, of which
+_CHOSEN = 4  # take part in a combination at most, and
+_OVERALL = 8  # in telling roots apart
+_LEAST = 0.05  # the growth of the information's log-determinant for which a point is taken
+_FAR = 50.0  # nats of a ratio at which it is cut: tails of densities are no information
 _NUMBERS = 2**18  # entries of x and θ that are evaluated together
 _ROWS = 40  # simulations at the reference for each feature at least: fewer fit weights to their noise
-_GAIN = 1.15  # the least gain of information in some direction for which features are worth their time
+_GAIN = 1.2  # the least gain of information in some direction for which features are worth their time
 
 
 class Combination:
@@ -53,24 +57,39 @@ class Combination:
         """The simulations at a reference that weights take at least."""
         return _ROWS * sum(self.points.shape)
 
-    def ratios(self, x: Tensor) -> Tensor:
-        """s(x; θ_k) less the highest of them, (n, K), of observations x (n, *event_shape); no less than −50 nats."""
-        m = self.modality
-        step = max(1, _NUMBERS // (len(self.points) * max(1, x[:1].numel() + self.points.shape[1])))
-        theta, out = self.points.to(m.dtype), []
-        with torch.no_grad():
-            for part in x.to(m.dtype).split(step):
-                s = m(part[:, None], theta).double()
-                out.append((s - s.amax(-1, keepdim=True)).nan_to_num(nan=0.0).clamp(min=-_DEEPEST))
-        return torch.cat(out) if out else torch.zeros(0, len(self.points), dtype=torch.float64)
+    def overall(self, x: Tensor) -> Tensor:
+        """s(x; θ_k) less the highest of them, (n, k), of observations x (n, *event_shape), at points all over the prior."""
+        s = self._scalars(x, torch.arange(_OVERALL))
+        return (s - s.amax(-1, keepdim=True)).nan_to_num(nan=0.0).clamp(min=-_FAR)
 
-    def features(self, x: Tensor, at: Tensor) -> Tensor:
-        """[u | ratios] (n, P + K) of observations x (n, *event_shape) with the score at ``at`` (n, P)."""
-        return torch.cat([score_rows(self.modality, x, at), self.ratios(x)], -1)
+    def features(self, x: Tensor, at: Tensor, which: Tensor | None = None) -> Tensor:
+        """[u | s(x; θ_k) − s(x; at)] (n, P + K) of observations x (n, *event_shape) with the score at ``at`` (n, P).
+
+        Arguments:
+            x, at: The observations, and where their score is taken.
+            which: Of the points k, the rest of which have zeros.
+        """
+        which = torch.arange(len(self.points)) if which is None else which
+        s, u = scored_rows(self.modality, x, at)
+        ratios = x.new_zeros(len(x), len(self.points), dtype=torch.float64)
+        found = self._scalars(x, which) - s[:, None]
+        ratios[:, which] = found.nan_to_num(nan=0.0, posinf=_FAR, neginf=-_FAR).clamp(-_FAR, _FAR)
+        return torch.cat([u, ratios], -1)
 
     def measured(self, x: Tensor, at: Tensor, weights: Tensor | None) -> Tensor:
         """The score u(x; at) (n, P), or its combination w (n, P) with weights (P + K, P)."""
-        return score_rows(self.modality, x, at) if weights is None else self.features(x, at) @ weights
+        if weights is None:
+            return score_rows(self.modality, x, at)
+        which = weights[at.shape[1] :].abs().amax(-1).nonzero()[:, 0]
+        return self.features(x, at, which) @ weights
+
+    def _scalars(self, x: Tensor, which: Tensor) -> Tensor:
+        m, theta, out = self.modality, self.points[which], []
+        step = max(1, _NUMBERS // max(1, len(which) * (x[:1].numel() + theta.shape[1])))
+        with torch.no_grad():
+            for part in x.to(m.dtype).split(step):
+                out.append(m(part[:, None], theta.to(m.dtype)).double())
+        return torch.cat(out) if out else torch.zeros(0, len(which), dtype=torch.float64)
 
 
 def best_weights(still: Tensor, moved: Tensor, step: Tensor) -> Tensor | None:
@@ -83,21 +102,41 @@ def best_weights(still: Tensor, moved: Tensor, step: Tensor) -> Tensor | None:
         moved: Features at one end of a pair less those at the other, (m, P + K).
         step: θ at the first end less θ at the other, (m, P).
     """
-    P, halves = step.shape[1], []
-    for k in (0, 1):
-        halves.append(_moments(still[k::2], moved[k::2], step[k::2]))
-    unit = torch.eye(still.shape[1], P, dtype=torch.float64)
-    gain, more = [], []
+    P = step.shape[1]
+    use = _chosen(*_moments(still, moved, step), P)
+    still, moved, size = still[:, use], moved[:, use], still.shape[1]
+    halves = [_moments(still[k::2], moved[k::2], step[k::2]) for k in (0, 1)]
+    unit = torch.eye(len(use), P, dtype=torch.float64)
     for (A, K), other in zip(halves, reversed(halves), strict=True):
         plain, combined = _information(A, K, unit), _information(A, K, _weights(*other))
-        size = (plain + combined).diagonal().clamp_min(1e-300).sqrt()
-        plain, combined = plain / size / size[:, None], combined / size / size[:, None]
+        scale = (plain + combined).diagonal().clamp_min(1e-300).sqrt()
+        plain, combined = plain / scale / scale[:, None], combined / scale / scale[:, None]
         ratio = torch.linalg.eigvals(torch.linalg.solve(plain + 1e-9 * torch.eye(P), combined)).real
-        gain.append(float(ratio.amax()))
-        more.append(float(ratio.clamp_min(0.0).prod()))
-    if not (min(gain) > _GAIN and min(more) > 1.0):
-        return None
-    return _weights(*_moments(still, moved, step))
+        if not (float(ratio.amax()) > _GAIN and float(ratio.clamp_min(0.0).prod()) > 1.0):
+            return None
+    weights = torch.zeros(size, P, dtype=torch.float64)
+    weights[use] = _weights(*_moments(still, moved, step))
+    return weights
+
+
+def _chosen(A: Tensor, K: Tensor, P: int) -> Tensor:
+    """The features that are worth their time: the first P, and those that add most to the information one by one."""
+    use, left = list(range(P)), list(range(P, len(K)))
+    size = (A.mT @ _weights(A, K)).diagonal().clamp_min(1e-300).sqrt()  # of all: the units of θ do not matter
+
+    def height(use: list[int]) -> float:
+        J = A[use].mT @ _weights(A[use], K[use][:, use])
+        return float(torch.linalg.eigvalsh(J / size / size[:, None]).clamp_min(1e-9).log().sum())
+
+    now = height(use)
+    while left and len(use) < P + _CHOSEN:
+        heights = [height([*use, k]) for k in left]
+        best = max(range(len(left)), key=heights.__getitem__)
+        if heights[best] - now < _LEAST:
+            break
+        use.append(left.pop(best))
+        now = heights[best]
+    return torch.tensor(use)
 
 
 def _moments(still: Tensor, moved: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +148,7 @@ def _moments(still: Tensor, moved: Tensor, step: Tensor) -> tuple[Tensor, Tensor
 def _weights(A: Tensor, K: Tensor) -> Tensor:
     size = K.diagonal().clamp_min(1e-300).sqrt()
     values, axes = torch.linalg.eigh(K / size / size[:, None])
-    real = values > 1e-8 * values[-1]  # the highest of the ratios is 0 nearly everywhere: they are nearly dependent
+    real = values > 1e-8 * values[-1]  # ratios of neighbours are nearly dependent
     inverse = (axes[:, real] / values[real]) @ axes[:, real].mT
     return inverse @ (A / size[:, None]) / size[:, None]
 

@@ -130,7 +130,7 @@ def features(modality: Modality, x: Tensor, roots: Tensor, combination: Combinat
     if len(roots) > 1:  # of one root alone they are what it was found by
         columns += [u for _, u in found]
     if combination is not None:
-        columns.append(combination.ratios(x))
+        columns.append(combination.overall(x))
     return torch.cat(columns, -1)
 
 

@@ -7,7 +7,7 @@ errors share one, and its simulations.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -126,7 +126,6 @@ class Solver:
         self.space, self.inside, self.idle = space, inside, idle
         self.learned, self.laws, self.exact, self.prior, self.read = learned, laws, exact, prior, read
         self.held = (inside.lower >= inside.upper) | idle
-        self._ratios: dict[tuple[str, int], Tensor] = {}
         self.columns = {name: torch.tensor(space.indices(m.parameter_names)) for name, m in sorted(learned.items())}
 
     def run(self, item: Tensor, theta: Tensor, simulations: int, seed: tuple[int, ...]) -> Rows:
@@ -199,7 +198,9 @@ class Solver:
                     told[r] -= 0.5 * misfit
                     if expected[0][1] is not None:  # the same features for all roots
                         told[r] -= 0.5 * torch.linalg.eigvalsh(inner).clamp_min(1e-9).log().sum()
-                    if laws.kind == "refined" or not simulated:  # fields are not exact enough to stand beside simulations
+                    if (
+                        laws.kind == "refined" or not simulated
+                    ):  # fields are not exact enough to stand beside simulations
                         total[r] += misfit
                         dof[r] += axes.shape[1]
         fitted = int((~self.held).sum()) if simulated else 0  # directions that θ̂ took
@@ -221,12 +222,7 @@ class Solver:
         for name, index in self.columns.items():
             made, which = self._laws(name, theta, spread, groups, simulations, seed)
             reference = torch.stack([law.reference for law in made])[which]
-            mean, count = self._mean_scores(name, rows.item[live], reference)
-            for row, k in enumerate(which.tolist()):
-                weights = made[k].weights
-                if weights is not None and count[row]:
-                    ratios = self._mean_ratios(name, int(rows.item[live[row]]))
-                    mean[row] = torch.cat([mean[row], ratios]) @ weights
+            mean, count = self._means(name, rows.item[live], reference, [made[k].weights for k in which.tolist()])
             simulated |= (self.laws[name].kind == "refined") & (count > 0)
             pairs = [
                 _refined(made[k], m, int(n), at)
@@ -302,9 +298,11 @@ class Solver:
         widest = torch.stack([torch.where(groups == g, size, -1.0).argmax() for g in heads])
         return source.laws(theta[heads], spread[widest], simulations, (*seed, number)), which
 
-    def _mean_scores(self, name: str, items: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean score (R, P_m) of each row's data at its reference (R, P_m), and how many observations they are."""
-        modality = self._raw(name)
+    def _means(
+        self, name: str, items: Tensor, reference: Tensor, weights: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        """The mean score (R, P_m) of each row's data at its reference (R, P_m), or that of its combination with such weights,
+        and how many observations they are."""
         total, count = torch.zeros_like(reference), torch.zeros(len(items), dtype=torch.long)
         waiting: list[tuple[int, Tensor]] = []
 
@@ -312,8 +310,14 @@ class Solver:
             if not waiting:
                 return
             owner = torch.cat([torch.full((len(x),), r) for r, x in waiting])
+            x = torch.cat([x for _, x in waiting])
             try:
-                u = score_rows(modality, torch.cat([x for _, x in waiting]), reference[owner])
+                if weights[waiting[0][0]] is None:
+                    u = score_rows(self._raw(name), x, reference[owner])
+                else:
+                    combination = self.laws[name].combination
+                    assert combination is not None
+                    u = combination.measured(x, reference[owner], weights[waiting[0][0]])
             except ModalityError as error:
                 raise ModalityError(f"plugin '{name}': {error}") from error
             total.index_add_(0, owner, u)
@@ -321,23 +325,14 @@ class Solver:
             waiting.clear()
 
         for r, b in enumerate(items.tolist()):
+            if waiting and weights[r] is not weights[waiting[0][0]]:
+                flush()
             for x in self.read(name, b):
                 waiting.append((r, x))
                 if sum(len(x) for _, x in waiting) >= 20_000:
                     flush()
         flush()
         return total / count.clamp_min(1)[:, None], count
-
-    def _mean_ratios(self, name: str, item: int) -> Tensor:
-        """The mean (K,) of a data set's log-ratios at the points of the prior, which no reference moves."""
-        combination = self.laws[name].combination
-        assert combination is not None
-        if (name, item) not in self._ratios:
-            total, n = torch.zeros(len(combination.points), dtype=torch.float64), 0
-            for x in self.read(name, item):
-                total, n = total + combination.ratios(x).sum(0), n + len(x)
-            self._ratios[name, item] = total / n
-        return self._ratios[name, item]
 
     def _along(self, theta: Tensor, at: Derivatives, error: Tensor) -> Tensor:
         """The covariance (R, P, P) of maxima along the faces that hold them."""

@@ -75,20 +75,40 @@ def test_features_that_know_nothing_more_are_left_out(noise):
         assert best_weights(still, moved, step) is None
 
 
-def test_ratios_are_taken_to_the_highest_and_cut_in_the_tails():
+def test_a_few_points_are_chosen_that_tell_most():
+    """Features 2 and 5 hold all that the score lacks; the others are copies with noise, or noise."""
+    generator = torch.Generator().manual_seed(4)
+    z = torch.randn(4000, 8, generator=generator, dtype=torch.float64)
+    z[:, 3] = z[:, 2] + z[:, 3]
+    step = 0.1 * torch.randn(2000, 1, generator=generator, dtype=torch.float64)
+    slope = torch.tensor([[1.0, 0.0, 1.0, 1.0, 0.0, 2.0, 0.0, 0.0]]).double()
+    weights = best_weights(z, step * slope, step)
+    assert weights is not None
+    assert set(weights[:, 0].nonzero()[:, 0].tolist()) == {0, 2, 5}
+    assert (weights[[0, 2, 5], 0] - torch.tensor([1.0, 1.0, 2.0])).abs().max() < 5.0 * 3.0 / math.sqrt(4000)
+
+
+def test_ratios_are_cut_in_the_tails():
     class Cut(Half):
         def log_evidence(self, x, theta):
             s = super().log_evidence(x, theta)
-            return torch.where(x[..., 0] > 50.0, -torch.inf, s)
+            return torch.where((x[..., 0] > 50.0) & (theta[..., 0] > 0.0), -torch.inf, s)
 
     found = Combination(Cut(), BOX)
     x = torch.tensor([[0.2, 0.1], [40.0, 0.0], [60.0, 0.0]]).double()
-    ratios = found.ratios(x)
-    s = Half()(x[:1, None], found.points)
-    assert torch.allclose(ratios[0], (s - s.max())[0], atol=1e-12)
-    assert ratios.amax(-1).tolist() == [0.0, 0.0, 0.0]
-    assert float(ratios[1].min()) == -50.0
-    assert bool((ratios[2] == 0.0).all())  # impossible everywhere: no ratio to tell
+    at = torch.tensor([[-0.5]]).double().expand(3, 1)
+    features = found.features(x, at)
+    s = Half()(x[:1, None], found.points) - Half()(x[:1], at[:1])
+    assert torch.allclose(features[0, 1:], s[0], atol=1e-12)
+    assert float(features[0, 0]) == pytest.approx(0.7 - (0.1 - 0.25))  # the score: x₁ − a + 2 a (x₂ − a²)
+    assert float(features[1].max()) == 50.0  # nearer to 40
+    assert bool((features[2, 1:][found.points[:, 0] > 0.0] == -50.0).all())
+    some = found.features(x, at, torch.tensor([1, 3]))
+    assert torch.equal(some[:, [2, 4]], features[:, [2, 4]])
+    assert int((some[:, 1:] != 0).any(0).sum()) == 2
+    overall = found.overall(x)
+    assert overall.amax(-1).tolist() == [0.0, 0.0, 0.0]
+    assert float(overall.min()) == -50.0
     assert torch.equal(found.points, Combination(Half(), BOX).points)
     assert bool(((found.points > -1.0) & (found.points < 1.0)).all())
     assert float(found.points.mean()) == pytest.approx(0.0, abs=0.05)  # spread evenly
