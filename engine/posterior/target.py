@@ -19,8 +19,8 @@ from engine.errors import ModalityError, ParameterError
 from engine.evidence import Derivatives, Evidence
 from engine.parameter import Parameter
 from engine.parameters import ParameterSpace
+from engine.posterior.chain import pulled_back
 from engine.search import feasible
-from engine.terms import gradient
 from engine.unconstrained import Unconstrained
 
 __all__ = ["Target"]
@@ -193,10 +193,7 @@ class Target:
         return value, slope
 
     def derivatives(self, z: Tensor) -> Derivatives:
-        r"""The log density of z (K, D) with its gradient and −∇², by the chain rule from the derivatives of S.
-
-        −∇²_z = Tᵀ J T − Σ_p g_p ∇²θ_p − ∇² log|∂θ/∂z| with T = ∂θ/∂z and g, J of S + log π.
-        """
+        """The log density of z (K, D) with its gradient and −∇², by the chain rule from the derivatives of S."""
         K, D = z.shape
         value = torch.full((K,), -math.inf, dtype=torch.float64)
         score, information = torch.zeros_like(z), torch.zeros(K, D, D, dtype=torch.float64)
@@ -206,29 +203,9 @@ class Target:
             fine = torch.isfinite(theta).all(-1)
             fine[fine.clone()] = torch.isfinite(self.space.log_prior(theta[fine]))
         for rows in fine.nonzero()[:, 0].split(max(1, self._chunk // 8)):
-            at = self.evidence.derivatives(theta[rows])
-            leaf = z[rows].detach().clone().requires_grad_()
-            with torch.inference_mode(False), torch.enable_grad():
-                natural = self.natural(leaf)
-                volume = self._volume(leaf)
-                T = torch.stack(
-                    [gradient(natural[:, p].sum(), leaf, retain=True) for p in range(natural.shape[-1])], -2
-                )  # (k, P, D)
-                first = gradient((natural * at.score).sum() + volume.sum(), leaf)
-                second = torch.stack(
-                    [
-                        gradient(first[:, j].sum(), leaf, retain=True)
-                        if first.requires_grad
-                        else torch.zeros_like(z[rows])
-                        for j in range(D)
-                    ],
-                    -2,
-                )
-            T = T.detach()
-            value[rows] = at.value + volume.detach()
-            score[rows] = first.detach()
-            information[rows] = T.mT @ at.information @ T - second.detach()
-            resolution[rows] = at.resolution
+            at = pulled_back(z[rows], self.natural, self._volume, self.evidence.derivatives(theta[rows]))
+            value[rows], score[rows] = at.value, at.score
+            information[rows], resolution[rows] = at.information, at.resolution
         self.evaluations += int(fine.sum())
         score, information = score.nan_to_num(0.0, 0.0, 0.0), information.nan_to_num(0.0, 0.0, 0.0)
-        return Derivatives(value.nan_to_num(nan=-math.inf), score, 0.5 * (information + information.mT), resolution)
+        return Derivatives(value.nan_to_num(nan=-math.inf), score, information, resolution)
