@@ -32,10 +32,14 @@ if TYPE_CHECKING:
     from engine.posterior.result import Posterior, PosteriorStatus
     from engine.registry import Registry
     from engine.result import Estimate, ParameterEstimate, Status
+    from engine.shares import Shares
+    from engine.shifts import BeforeAfter
+    from engine.tension import Tension
     from engine.uncertainty import Covariance, Interval
 
 __all__ = [
     "Ball",
+    "BeforeAfter",
     "Comparison",
     "ContractError",
     "Contribution",
@@ -64,15 +68,18 @@ __all__ = [
     "PosteriorStatus",
     "Registry",
     "RegistryError",
+    "Shares",
     "Simplex",
     "Status",
     "TamperedError",
+    "Tension",
     "UnknownPluginError",
     "UntrustedError",
 ]
 
 _HOME = {
     "Ball": "constraints",
+    "BeforeAfter": "shifts",
     "Comparison": "hypotheses",
     "Contribution": "evidence",
     "Covariance": "uncertainty",
@@ -93,8 +100,10 @@ _HOME = {
     "PosteriorStatus": "posterior.result",
     "PositiveSemidefinite": "constraints",
     "Registry": "registry",
+    "Shares": "shares",
     "Simplex": "constraints",
     "Status": "result",
+    "Tension": "tension",
 }  # every other public name is an error
 
 

@@ -6,8 +6,9 @@ rule is checked before anything is evaluated, so that a bad entry is an error wi
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
 from typing import Any
 
@@ -173,6 +174,27 @@ class Observations(Mapping[str, Tensor]):
         step = self._block or block_length(source.shape[1:])
         for start in range(0, source.shape[0], step):
             yield source.read(start, min(start + step, source.shape[0]))
+
+    def only(self, names: Iterable[str]) -> Observations:
+        """The data of some of the plugins, which are not read or checked again.
+
+        Arguments:
+            names: Which; at least one.
+
+        Raises:
+            ObservationError: for a plugin without data here, or none.
+        """
+        names = list(names)
+        if not names or any(name not in self._sources for name in names):
+            missing = [name for name in names if name not in self._sources]
+            raise ObservationError(
+                f"there is data for {', '.join(self._sources)} here, {f'not for {missing[0]!r}' if missing else 'and none was asked for'}"
+            )
+        some = copy.copy(self)
+        some._sources = {name: self._sources[name] for name in names}
+        some.hashes = {name: self.hashes[name] for name in names}
+        some._constant = {name: self._constant[name] for name in names}
+        return some
 
     def __getitem__(self, name: str) -> Tensor:
         source = self._sources[name]

@@ -42,6 +42,9 @@ from engine.refinement.estimate import refined_estimate, refined_estimates
 from engine.refinement.law import Laws
 from engine.refinement.refine import Sets, Single, laws_of
 from engine.result import Estimate
+from engine.shares import Shares, shares
+from engine.shifts import BeforeAfter, before_after
+from engine.tension import Groups, Tension, chosen, tension
 from engine.trust import TrustedPlugin, judged, judged_many
 
 __all__ = ["Registry"]
@@ -732,6 +735,78 @@ class Registry:
         """
         evidence = self.evidence(data, only=only, without=without, allow_identical=allow_identical)
         return probabilities(evidence, hypotheses, weights)
+
+    def tension(
+        self,
+        data: Any = None,
+        *,
+        groups: Groups | None = None,
+        only: Names | None = None,
+        without: Names | None = None,
+        pairs: bool | None = None,
+        toys: int = 0,
+        level: float = 0.05,
+        refine: bool | Mapping[str, Simulate] | None = None,
+        simulations: int = 20_000,
+        fixed: Mapping[str, float] | None = None,
+        seed: int = 0,
+        allow_identical: bool = False,
+        progress: bool | None = None,
+    ) -> Tension:
+        """Whether the plugins agree with each other, and which of them does not; see :func:`engine.tension.tension`.
+
+        Arguments:
+            data, only, without, allow_identical: See :meth:`evidence`.
+            groups: Plugins to be compared as one, by the name of the part or in a sequence; those in none are left out. By
+                default every plugin is a part.
+            pairs, toys, level: See :func:`engine.tension.tension`.
+            refine, simulations, fixed, seed, progress: As for :meth:`estimate`.
+
+        Returns:
+            :class:`engine.Tension`: Δχ² of combination with its p-value, the same two by two, and the pull of every part on
+            the estimate of the others. Look at ``trusted``: ``faults`` says why p-values cannot be.
+
+        Raises:
+            EstimateError: for groups that share a plugin, or name one that is left out. Others as :meth:`estimate`.
+        """
+        if groups is not None and only is None:
+            only = chosen(groups)
+        settings: dict[str, Any] = {"only": only, "without": without, "refine": refine, "simulations": simulations}
+        settings |= {"fixed": fixed, "seed": seed, "allow_identical": allow_identical, "progress": progress}
+        fit = self.estimate(data, **settings)
+        return tension(fit, groups, pairs=pairs, toys=toys, level=level, seed=seed)
+
+    def shares(self, data: Any = None, **settings: Any) -> Shares:
+        """What every plugin tells of every parameter, and of the directions in θ; see :func:`engine.shares.shares`.
+
+        Arguments:
+            data: See :meth:`evidence`.
+            settings: As for :meth:`estimate`.
+
+        Returns:
+            :class:`engine.Shares`.
+
+        Raises:
+            EstimateError: where the fit fails. Others as :meth:`estimate`.
+        """
+        return shares(self.estimate(data, **settings))
+
+    def before_after(self, added: Names, data: Any = None, **settings: Any) -> BeforeAfter:
+        """What plugins did to the estimate: without and with them; see :func:`engine.shifts.before_after`.
+
+        Arguments:
+            added: The plugins that came; others of the data were there before.
+            data: See :meth:`evidence`.
+            settings: As for :meth:`estimate`.
+
+        Returns:
+            :class:`engine.BeforeAfter`: both estimates, and the shift with its p-value.
+
+        Raises:
+            ObservationError: where there is no data of theirs, or none of any other. Others as :meth:`estimate`.
+        """
+        before = self.estimate(data, without=added, **settings)
+        return before_after(before, self.estimate(data, **settings))
 
     def _provenance(self, names: Sequence[str], data: str) -> dict[str, Any]:
         return {
