@@ -222,9 +222,17 @@ def append(
     workspace: Workspace = Path("."),
     supersede: Annotated[bool, typer.Option("--supersede", help="Take the place of the plugin of this name.")] = False,
     force: Force = "",
+    compare: Annotated[
+        bool, typer.Option("--compare/--no-compare", help="Show what it does to the estimate, where it has data.")
+    ] = True,
     trust: Trust = False,
 ) -> None:
-    """Append a plugin, with the certificate that its folder has; nothing already there is touched."""
+    """Append a plugin, with the certificate that its folder has; nothing already there is touched.
+
+    Where it brings data along, as others did, the estimates without it and with it are shown, and the shift between them
+    in units of its error, with its p-value. The exit status is that of the append.
+    """
+    from engine.cli.tension import before_after
     from engine.errors import RegistryError
     from engine.specification import read_specification
 
@@ -243,3 +251,5 @@ def append(
         force=force,
     )
     print(f"appended {entry.name} ({', '.join(entry.parameters)}); digest {registry.digest}")
+    if compare:
+        before_after(registry, name)

@@ -12,9 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from engine.report.tables import as_text, rounded, subsets_table
+from engine.report.tables import as_text, rounded
 
 if TYPE_CHECKING:
+    from engine.result import Estimate
     from engine.shares import Shares
     from engine.shifts import BeforeAfter, Shift
     from engine.tension import Compatibility, Tension
@@ -28,7 +29,8 @@ __all__ = [
     "tension_text",
 ]
 
-_LIST = 6  # names in one line of text
+_WIDTH = 100  # characters of a terminal that tables should fit in
+_PULLS = 6  # parameters beside each other
 
 
 def tension_group(found: Tension) -> RenderableType:
@@ -52,11 +54,10 @@ def tension_group(found: Tension) -> RenderableType:
     """
     parts: list[RenderableType] = [_verdict(found)]
     if found.alone:
-        title = "the parts alone, and all of them"
-        parts += ["", subsets_table({**found.alone, "all together": found.combined}, title)]
+        parts += _alone(found)
     if found.pulls:
         parts.append(_pulls(found))
-    if len(found.parts) > 2 and found.pairs:
+    if found.pairs:
         parts.append(_pairs(found))
     if found.combined.refinement is not None:
         parts.append(_refined(found))
@@ -106,6 +107,46 @@ def _verdict(found: Tension) -> Text:
     return out
 
 
+def _alone(found: Tension) -> list[RenderableType]:
+    """θ̂ of every part and of all; the rank is how many functions of θ each determines, of how many there are."""
+    free = [n for n in found.combined.parameters.names if n not in found.combined.fixed]
+    fits = {**found.alone, "all": found.combined}
+    cells = {n: [_cell(fit, n, "—") for fit in fits.values()] for n in free}
+    status = [str(fit.status).replace("_", " ") for fit in fits.values()]
+    ranks = [found.rank if fit is found.combined else found.ranks.get(label) for label, fit in fits.items()]
+    known = ["—" if rank is None else f"{rank}/{len(free)}" for rank in ranks]
+    width = {n: 3 + max(map(len, (n, *column))) for n, column in cells.items()}
+    rest = sum(3 + max(map(len, column)) for column in (["part", *fits], ["rank", *known], ["status", *status]))
+    tables: list[RenderableType] = []
+    for names in _rows(width, _WIDTH + 1 - rest):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("part", no_wrap=True)
+        for name in names:
+            table.add_column(escape(name), justify="right", no_wrap=True)
+        table.add_column("rank", justify="right", no_wrap=True)
+        table.add_column("status", no_wrap=True)
+        for k, label in enumerate(fits):
+            end = Text(status[k], "bold red" if status[k] == "failed" else "")
+            table.add_row(escape(label), *(cells[n][k] for n in names), known[k], end)
+        tables.append(
+            _titled("the parts alone, and all of them" if not tables else "the same, of other parameters", table)
+        )
+    return tables
+
+
+def _rows(width: Mapping[str, int], room: int) -> list[list[str]]:
+    """Columns put into rows that have room for them; at least one in each."""
+    out: list[list[str]] = [[]]
+    used = 0
+    for name, w in width.items():
+        if out[-1] and used + w > room:
+            out.append([])
+            used = 0
+        out[-1].append(name)
+        used += w
+    return out
+
+
 def _p(value: float | None) -> str:
     return "—" if value is None else f"{value:.2g}"
 
@@ -125,14 +166,22 @@ def _pulls(found: Tension) -> RenderableType:
     title = "one against the other" if two else "each part against all others, and its pull on their estimate in σ"
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("part")
-    for column in ("Δχ²", "dof", "p", *(() if two else ("Holm p",)), "σ", *(f"pull {escape(n)}" for n in names)):
+    for column in (
+        "Δχ²",
+        "dof",
+        "p",
+        *(() if two else ("Holm p",)),
+        "σ",
+        *(f"pull {escape(n)}" for n in names[:_PULLS]),
+    ):
         table.add_column(column, justify="right")
+    more = f"; and of {len(names) - _PULLS} more parameters" if len(names) > _PULLS else ""
     for label, q in found.pulls.items():
         cells = [f"{q.test.delta_chi2:.2f}", str(q.test.dof), _p(q.test.p_value), *(() if two else (_p(q.adjusted),))]
         mark = "bold red" if label == found.culprit else None
         pulls = ["" if q.shift is None else _pull(q.shift, n) for n in names]
         table.add_row(escape(label), *cells, _sigma(q.test), *pulls, style=mark)
-    return _titled(title, table)
+    return _titled(title + more, table)
 
 
 def _pull(shift: Shift, name: str) -> str:
@@ -153,7 +202,7 @@ def _pairs(found: Tension) -> RenderableType:
         more = f", and {len(shifts) - 3} more" if len(shifts) > 3 else ""
         cells = (f"{pair.delta_chi2:.2f}", str(pair.dof), _p(pair.p_value), _sigma(pair))
         table.add_row(escape(f"{first} − {second}"), *cells, escape(text + more) or "nothing")
-    return _titled("two by two", table)
+    return _titled("two by two" if len(found.parts) > 2 else "the difference of the two", table)
 
 
 def _titled(title: str, table: Table) -> RenderableType:
@@ -311,11 +360,11 @@ def before_after_group(found: BeforeAfter) -> RenderableType:
     return Group(Text(f"what {names} did to the estimate", "italic"), table, Text(f"{ends}; {why}"))
 
 
-def _cell(fit: object, name: str) -> str:
-    one = fit[name]  # pyright: ignore[reportIndexIssue]
+def _cell(fit: Estimate, name: str, unknown: str = "not known") -> str:
+    one = fit[name]
     if one.bound:
         return f"{one.value:.6g} (bound)"
-    return " ± ".join(rounded(one.value, one.error)) if one.identified and math.isfinite(one.value) else "not known"
+    return " ± ".join(rounded(one.value, one.error)) if one.identified and math.isfinite(one.value) else unknown
 
 
 def _change(was: float, now: float) -> str:
