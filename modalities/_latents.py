@@ -82,19 +82,21 @@ def mode(f: Integrand, start: Tensor) -> tuple[Tensor, Tensor]:
         if not bool(moving.any()):
             break
         step = step * (4.0 / step.abs().amax(-1, keepdim=True).clamp_min(4.0))  # in unconstrained units of order one
-        length, waiting, new = torch.where(moving, 1.0, 0.0), moving, u
-        tried = value
-        for _ in range(_HALVINGS):
-            new = torch.where(moving[:, None], u + length[:, None] * step, u)
-            tried = f(new[:, None])[:, 0].detach()
-            enough = tried >= value + 1e-4 * length * gain - 1e-13 * (1.0 + value.abs())
-            waiting = waiting & ~enough
+        step = torch.where(moving[:, None], step, 0.0)
+        least = value - 1e-13 * (1.0 + value.abs())
+        length = torch.ones_like(value)
+        found = derivatives(f, u + step, graph=False)  # a whole step is right nearly always, and this is needed next
+        waiting = moving & ~(found[0] >= least + 1e-4 * gain)
+        halved = bool(waiting.any())
+        for _ in range(_HALVINGS if halved else 0):
+            length = torch.where(waiting, 0.5 * length, length)
+            tried = f((u + length[:, None] * step)[:, None])[:, 0].detach()
+            waiting = waiting & ~(tried >= least + 1e-4 * length * gain)
             if not bool(waiting.any()):
                 break
-            length = torch.where(waiting, 0.5 * length, length)
         moving = moving & ~waiting
-        u = torch.where(moving[:, None], new, u)
-        value, gradient, curvature = derivatives(f, u, graph=False)
+        u = u + torch.where(waiting, 0.0, length)[:, None] * step
+        value, gradient, curvature = derivatives(f, u, graph=False) if halved else found
     scale = torch.linalg.cholesky_ex(torch.where(curvature.isfinite(), curvature, 0.0))
     return u, (scale.info == 0) & value.isfinite()
 

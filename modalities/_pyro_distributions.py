@@ -22,16 +22,30 @@ def family(fn: Any) -> str:
     return type(fn).__name__
 
 
-def possible(fn: Any, value: Tensor) -> Tensor:
-    """Where the parameters of a distribution and its value are possible, broadcasting to its log-density."""
+def possible(fn: Any, value: Tensor, rank: int) -> Tensor:
+    """Where the parameters of a distribution and its value are possible, broadcasting to its log-density of that rank.
+
+    NaN counts as possible: it is no choice of θ but a mistake, and must not be taken for −∞.
+    """
     mask = None
     while isinstance(fn, MaskedDistribution):
         mask = torch.as_tensor(fn._mask) if mask is None else mask & fn._mask
         fn = fn.base_dist
     ok = _valid(fn)
     with suppress(NotImplementedError):
-        ok = ok & fn.support.check(value)
+        inside = _kept(fn.support, value)
+        while inside.dim() > rank:  # a support that leaves the event's dimensions out
+            inside = inside.all(-1)
+        ok = ok & inside
     return ok if mask is None else ok | ~mask
+
+
+def _kept(constraint: Any, value: Tensor) -> Tensor:
+    """Where a value keeps a constraint, or is NaN."""
+    kept, unknown = constraint.check(value), value.isnan()
+    while unknown.dim() > kept.dim():
+        unknown = unknown.any(-1)
+    return kept | unknown
 
 
 def _valid(fn: Any) -> Tensor:
@@ -40,11 +54,9 @@ def _valid(fn: Any) -> Tensor:
     for name, constraint in getattr(fn, "arg_constraints", {}).items():
         lazy = name not in fn.__dict__ and isinstance(getattr(type(fn), name, None), lazy_property)
         if not lazy and not constraints.is_dependent(constraint):
-            checked = constraint.check(getattr(fn, name))
+            kept = _kept(constraint, getattr(fn, name))
             # a wrapper may keep its parameters in the shape that they had before it was expanded
-            if checked.dim() > len(fn.batch_shape):
-                checked = checked.all()
-            ok = ok & checked
+            ok = ok & (kept.all() if kept.dim() > len(fn.batch_shape) else kept)
     base = getattr(fn, "base_dist", None)
     if base is not None:
         inner, extra = _valid(base), len(base.batch_shape) - len(fn.batch_shape)

@@ -375,7 +375,7 @@ class _Visit(Messenger):
         fn, value = msg["fn"], msg["value"]
         log_prob = fn.log_prob(value)
         if not self.drawn:
-            log_prob = torch.where(possible(fn, value), log_prob, -math.inf)
+            log_prob = torch.where(possible(fn, value, log_prob.dim()), log_prob, -math.inf)
         if msg["mask"] is not None:
             log_prob = torch.where(torch.as_tensor(msg["mask"]), log_prob, 0.0)
         if scaled:
