@@ -12,6 +12,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ __all__ = ["importance"]
 
 _ROUNDS = 8
 _MOST = 32_768  # draws of the last rounds
+_DOF = 3.0  # of fitted proposals
 _GOOD = 0.5  # k̂ below which no better proposal is looked for
 
 
@@ -56,7 +58,8 @@ def importance(
     used = 0
     for used in range(1, rounds + 1):
         z = proposal.draw(count, generator)
-        ratios = target.log_density(z) - proposal.log_density(z)
+        height, log_q = target.log_density(z), proposal.log_density(z)
+        ratios = height - log_q
         log_weights, k_hat = smoothed(ratios)
         enough = effective(log_weights)
         if best is None or (k_hat <= K_HAT, enough) > (best[0] <= K_HAT, effective(smoothed(best[2])[0])):
@@ -68,7 +71,10 @@ def importance(
         if used >= 3 and k_hat <= K_HAT and enough >= wanted:
             break
         parts = min(2 + 2 * used, 12) if target.size > 1 else min(2 + used, 6)
-        proposal = fit_mixture(z, _tempered(ratios, 20.0 * target.size), parts, generator).beside(first, 0.1)
+        # fitted to a flatter density than the target, for tails that the draws so far hardly saw
+        flat = torch.where(torch.isfinite(ratios), (1.0 - 0.8 / max(2, target.size)) * height - log_q, -torch.inf)
+        fitted = fit_mixture(z, _tempered(flat, 20.0 * target.size), parts, generator)
+        proposal = replace(fitted, dof=_DOF).beside(first, 0.1)
         if used >= 2:
             count = min(2 * count, max(_MOST, 4 * draws))
     assert best is not None

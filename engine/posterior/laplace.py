@@ -22,14 +22,15 @@ from engine.posterior.diagnostics import K_HAT, smoothed, weight_diagnostics
 from engine.posterior.found import Found
 from engine.posterior.modes import Modes
 from engine.posterior.target import Target
-from engine.posterior.weighted import normalise, weighted_moments
+from engine.posterior.weighted import normalise, quantiles, weighted_moments
 
 __all__ = ["laplace"]
 
 _POINTS = 8192  # of the Gaussian, from which moments are computed
 _CHECKED = 2048  # of them that are weighed
 _DISTANCE = 0.05  # in total variation: a classifier could tell 52.5 % of the draws
-_SHIFT, _RATIO = 0.08, 0.05  # in standard deviations; relative
+_SHIFT, _RATIO, _TAIL = 0.08, 0.05, 0.1  # of means, in sd; of standard deviations, relative; of quantiles, in sd
+_QUANTILES = (0.025, 0.16, 0.5, 0.84, 0.975)
 
 
 def laplace(target: Target, modes: Modes, draws: int, generator: torch.Generator) -> Found:
@@ -52,7 +53,7 @@ def laplace(target: Target, modes: Modes, draws: int, generator: torch.Generator
     ratios = target.log_density(z) - log_q
     log_weights, k_hat = smoothed(ratios)
     distance = float(0.5 * (normalise(ratios).exp() * _CHECKED - 1.0).abs().mean())
-    shift, ratio = _difference(points, points[:_CHECKED], log_weights)
+    shift, ratio, tail = _difference(points, points[:_CHECKED], log_weights)
     problems = []
     if len(modes.z) > 1:
         other = float(torch.softmax(modes.log_mass, 0)[1:].sum())
@@ -60,8 +61,10 @@ def laplace(target: Target, modes: Modes, draws: int, generator: torch.Generator
             problems.append(f"there are {len(modes.z)} separate maxima, and the others hold {other:.0%} of the mass")
     if distance > _DISTANCE:
         problems.append(f"the posterior is no Gaussian: total variation {distance:.2f} where {_DISTANCE:g} passes")
-    elif shift > _SHIFT or ratio > _RATIO:
-        problems.append(f"means are off by up to {shift:.2f} sd, standard deviations by up to {ratio:.0%}")
+    elif shift > _SHIFT or ratio > _RATIO or tail > _TAIL:
+        problems.append(
+            f"means are off by up to {shift:.2f} sd, standard deviations by up to {ratio:.0%}, quantiles by up to {tail:.2f} sd"
+        )
     if k_hat > K_HAT:
         problems.append(f"its tails are too short for the posterior's: k̂ = {k_hat:.2f} where {K_HAT} passes")
     mean = torch.logsumexp(ratios, 0) - math.log(_CHECKED)
@@ -72,6 +75,7 @@ def laplace(target: Target, modes: Modes, draws: int, generator: torch.Generator
         "total_variation": distance,
         "mean_shift": shift,
         "sd_ratio": ratio,
+        "quantile_shift": tail,
         "maxima": len(modes.z),
         "evaluations": target.evaluations - before,
     }
@@ -82,16 +86,23 @@ def laplace(target: Target, modes: Modes, draws: int, generator: torch.Generator
     )
 
 
-def _difference(points: Tensor, checked: Tensor, log_weights: Tensor) -> tuple[float, float]:
-    """The largest shift of a mean in standard deviations, and the largest relative change of one, under the weights."""
+def _difference(points: Tensor, checked: Tensor, log_weights: Tensor) -> tuple[float, float, float]:
+    """The largest shift of a mean, relative change of a standard deviation and shift of a quantile, under the weights.
+
+    Shifts are in standard deviations. Both sides are of the same points, so that their own noise cancels.
+    """
     even = torch.zeros(len(points), dtype=torch.float64)
-    _, covariance = weighted_moments(points, even)
-    start, plain = weighted_moments(checked, even[: len(checked)])  # the same points: their own noise cancels
+    sd = weighted_moments(points, even)[1].diagonal().sqrt()
+    even = even[: len(checked)]
+    start, plain = weighted_moments(checked, even)
     mean, better = weighted_moments(checked, log_weights)
-    sd = covariance.diagonal().sqrt()
-    vary = sd > 1e-12 * points.abs().amax(0)
-    if not bool(vary.any()):
-        return 0.0, 0.0
+    vary = (sd > 1e-12 * points.abs().amax(0)).nonzero()[:, 0].tolist()
+    if not vary:
+        return 0.0, 0.0, 0.0
     shift = ((mean - start).abs() / sd)[vary].max()
-    ratio = ((better.diagonal() / plain.diagonal()).sqrt() - 1.0).abs()[vary].max()
-    return float(shift), float(ratio)
+    ratio = ((better.diagonal() / plain.diagonal())[vary].sqrt() - 1.0).abs().max()
+    tail = 0.0
+    for j in vary:
+        sides = (quantiles(checked[:, j], w, _QUANTILES) for w in (even, log_weights))
+        tail = max(tail, *(abs(a - b) / float(sd[j]) for a, b in zip(*sides, strict=True)))
+    return float(shift), float(ratio), tail

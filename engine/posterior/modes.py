@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from engine.errors import PosteriorError
+from engine.evidence import Derivatives
 from engine.feasible import FeasibleSet
 from engine.objective import One
 from engine.optimise import maximise
 from engine.posterior.target import Target
 from engine.search import given_start, starting_points
 
-__all__ = ["Modes", "find_modes"]
+__all__ = ["Modes", "find_modes", "separate_modes"]
 
 _LEAST = 1e-7  # of the mass by Laplace, for a mode that is worth keeping
 _MOST = 24  # modes
@@ -102,8 +103,12 @@ def find_modes(
     if not len(rows):
         raise PosteriorError("no point of the prior leads to a maximum of the posterior; check bounds and data")
     at = target.derivatives(found.theta[rows])
-    modes = Modes(found.theta[rows], at.value, _root(at.information, target.scale))
-    return _separate(modes)
+    return separate_modes(found.theta[rows], at, target.scale)
+
+
+def separate_modes(z: Tensor, at: Derivatives, scale: Tensor) -> Modes:
+    """Maxima z (M, D), each once and by mass, with the Gaussian that their derivatives say; ``scale`` (D,) is the prior's."""
+    return _separate(Modes(z, at.value, _root(at.information, scale)))
 
 
 def _usable(target: Target, start: Tensor) -> bool:

@@ -113,7 +113,11 @@ class Posterior:
 
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor]:
-        return weighted_moments(self.points, self.log_weights)
+        mean, covariance = weighted_moments(self.points, self.log_weights)
+        for name, value in self.fixed.items():  # not what rounding makes of a constant
+            i = self.parameters.index(name)
+            mean[i], covariance[i], covariance[:, i] = value, 0.0, 0.0
+        return mean, covariance
 
     @cached_property
     def mean(self) -> Mapping[str, float]:

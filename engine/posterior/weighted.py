@@ -53,7 +53,8 @@ def _steps(values: Tensor, log_weights: Tensor) -> tuple[np.ndarray, np.ndarray]
     _, first, place = np.unique(np.round((v - v.min()) * (1e10 / width)), return_index=True, return_inverse=True)
     distinct = v[first]
     each = np.bincount(place, weights=weights, minlength=len(distinct))
-    return distinct[each > 0], each[each > 0]
+    kept = each > 1e-14  # what would be lost in the rounding of the cumulative weight
+    return distinct[kept], each[kept]
 
 
 def _inverse(middle: np.ndarray, distinct: np.ndarray) -> Callable[[Any], np.ndarray]:
