@@ -33,13 +33,13 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from engine.errors import EstimateError, ModalityError
+from engine.errors import EstimateError
 from engine.estimate import estimate
 from engine.evidence import Evidence
 from engine.identified import Determined, Frame, common, frame_of
-from engine.many import estimate_many
 from engine.result import Estimate, Status
 from engine.shifts import Shift, chance, nested, number, shifted
+from engine.toys import maxima, simulated
 
 __all__ = ["Compatibility", "Groups", "Pull", "Tension", "chosen", "tension"]
 
@@ -192,7 +192,8 @@ class Tension:
     @property
     def significant(self) -> bool:
         """Whether the parts disagree: the p-value of all together, or of one against the others after Holm's correction,
-        is below the level. Together the two err in up to twice the level, where all agree."""
+        is below the level. Where all agree, the two together err a little more often than one: in 6 % at a level of 5 %, of
+        four parts."""
         p = self.test.p_value
         return (p is not None and p < self.level) or any(
             q.adjusted is not None and q.adjusted < self.level for q in self.pulls.values()
@@ -201,7 +202,8 @@ class Tension:
     @property
     def foremost(self) -> str | None:
         """The part with the smallest p-value against all the others, significant or not; None for fewer than three, of
-        which nobody can say which is the odd one."""
+        which nobody can say which is the odd one. Of four alike, one that is off by 3 errors of the difference is the foremost
+        in 84 to 92 %, with a p-value below 5 % after Holm's correction in 57 to 68 % (two parameters, one)."""
         tested = [(q.test.p_value, -q.test.delta_chi2, n) for n, q in self.pulls.items() if q.test.p_value is not None]
         return min(tested)[2] if len(self.parts) > 2 and tested and any(self._dof) else None
 
@@ -399,7 +401,8 @@ class _Comparison:
         for key in keys:
             self.of(key)
         if toys:
-            self.null = _null(self.evidence, self.fit, keys, toys, self.seed)
+            data = simulated(self.evidence, self.fit.theta, toys, self.seed)
+            self.null = maxima(self.fit, self.evidence, data, keys, self.seed)
         pulls = {n: self.pull(n) for n in labels} if len(labels) > 1 else {}
         pulls = _adjusted(pulls)
         alone = {n: self.of(self.key([n])) for n in labels}
@@ -526,33 +529,6 @@ def _adjusted(pulls: dict[str, Pull]) -> dict[str, Pull]:
         running = max(running, min(1.0, count * tested[name]))
         adjusted[name] = running
     return {n: replace(q, adjusted=adjusted.get(n, q.test.p_value)) for n, q in pulls.items()}
-
-
-def _null(
-    evidence: Evidence, fit: Estimate, keys: Sequence[tuple[str, ...]], toys: int, seed: int
-) -> dict[tuple[str, ...], Tensor]:
-    """max S of every subset for data sets simulated at θ̂: subset -> (toys,), NaN where a fit failed."""
-    data: dict[str, Tensor] = {}
-    generator = torch.Generator().manual_seed(seed)
-    for name in evidence.names:
-        modality, n = evidence.modalities[name], evidence.observations.lengths[name]
-        if not modality.has_simulator:
-            raise ModalityError(
-                f"toys need a simulator of every plugin, and '{name}' ({type(modality).__name__}) has none; leave toys out"
-            )
-        if modality.allows_missing and any(bool(torch.isnan(x).any()) for x in evidence.observations.blocks(name)):
-            raise ModalityError(f"toys cannot have the gaps of the data of '{name}'; leave toys out")
-        local = fit.theta[fit.parameters.indices(modality.parameter_names)]
-        drawn = modality.simulate(local.expand(toys * n, -1), generator).to(torch.float64)
-        data[name] = drawn.reshape(toys, n, *modality.event_shape)
-    out: dict[tuple[str, ...], Tensor] = {}
-    for key in keys:
-        live = {name: evidence.modalities[name] for name in key}
-        some = {name: data[name] for name in key}
-        settings: dict[str, Any] = {"start": fit.theta, "fixed": fit.fixed, "screen": 64, "polish": 3, "seed": seed}
-        found = estimate_many(fit.parameters, live, some, shape=False, allow_identical=True, progress=False, **settings)
-        out[key] = found.log_evidence
-    return out
 
 
 def _sigmas(p: float) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from engine import Estimate, Evidence, Parameter, ParameterSpace, Registry
 from engine.estimate import estimate
+from engine.tension import tension
 from engine.uncertainty import covariance
 from examples.cosmology import build, compress_supernovae, tables
 from examples.cosmology.contours import draw
@@ -148,6 +149,22 @@ def test_tension_between_probes_is_what_the_joint_fit_loses(name: str) -> None:
     expected = references()["tension_delta_chi2"][name]
     joint, *separate = (sum(chi_squares(n, by_name(fitted(n))).values()) for n in (name, *expected["parts"]))
     assert joint - sum(separate) == pytest.approx(expected["delta_chi2"], abs=0.01)
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["D4_SN_BAO", "D5_BAO_CC", "D6_SN_CC", JOINT])
+def test_tension_has_the_delta_chi_square_of_the_references_and_the_degrees_of_freedom_of_what_is_shared(
+    name: str,
+) -> None:
+    expected = references()["tension_delta_chi2"][name]
+    found = tension(fitted(name))
+    assert found.test.delta_chi2 == pytest.approx(expected["delta_chi2"], abs=1e-4)  # 0.01 was asked for
+    assert found.test.dof == len(expected["parts"]) - 1  # Om, which each sees
+    assert found.trusted
+    assert not found.significant
+    for pair in found.pairs.values():  # in so mild a disagreement, the shift is the same number
+        assert list(pair.shift.parameters) == ["Om"]
+        assert pair.shift.chi2 == pytest.approx(pair.delta_chi2, rel=0.3)
 
 
 @needs_shared
