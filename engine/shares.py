@@ -218,6 +218,8 @@ def _directions(frame: Frame, total: Tensor, parts: Mapping[str, Tensor], fit: E
         y[use] = unit * vectors[:, k]
         size = float(y @ total @ y)
         vector = frame.basis @ y / math.sqrt(size)
-        vector = vector * torch.sign(vector[(vector / frame.basis.norm(dim=1).clamp_min(1e-300)).abs().argmax()])
+        weights = vector * fit.information.diagonal().clamp_min(0.0).sqrt()
+        first = (weights.abs() >= (1.0 - 1e-6) * weights.abs().max()).nonzero()[0, 0]  # of equal ones, in θ's order
+        vector = vector * torch.sign(weights[first])
         out.append(Direction(vector, float(values[k]), {n: float(y @ parts[n] @ y) / size for n in parts}))
     return tuple(out)
