@@ -240,6 +240,7 @@ def append(
     plugin = read_specification(spec, trust=trust)
     if plugin.training is not None:
         raise RegistryError(f"{spec} is of a plugin that is yet to be trained; do that with: evidence train {spec}")
+    superseded = registry.digest if supersede and name in registry.plugins else None
     entry = registry.append(
         name,
         plugin.modality,
@@ -252,4 +253,4 @@ def append(
     )
     print(f"appended {entry.name} ({', '.join(entry.parameters)}); digest {registry.digest}")
     if compare:
-        before_after(registry, name)
+        before_after(registry, name, superseded)

@@ -92,13 +92,15 @@ def _groups(written: list[str]) -> dict[str, list[str]]:
     return out
 
 
-def before_after(registry: Registry, name: str) -> None:
+def before_after(registry: Registry, name: str, superseded: str | None = None) -> None:
     """Print what the plugin that was appended did to the estimate; the append stands, whatever becomes of this.
 
     Arguments:
         registry: With the plugin.
         name: The plugin; nothing is printed where it or all others have no data of their own.
+        superseded: The registry's digest when it had another plugin of this name, to compare with.
     """
+    from engine import shifts
     from engine.errors import EvidenceError
     from engine.report.tension import before_after_group
 
@@ -107,7 +109,10 @@ def before_after(registry: Registry, name: str) -> None:
         if name not in observed or len(observed) < 2:
             return
         with Console(stderr=True).status("estimating without it and with it …"):
-            found = registry.before_after(name, observed)
+            if superseded is None:
+                found = registry.before_after(name, observed)
+            else:
+                found = shifts.before_after(registry.at(superseded).estimate(), registry.estimate(observed))
         show("", before_after_group(found))
     except (EvidenceError, OSError, ValueError, RuntimeError) as error:
         print(printable(f"no estimates before and after: {error}"))

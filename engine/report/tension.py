@@ -333,7 +333,7 @@ def before_after_group(found: BeforeAfter) -> RenderableType:
         <BLANKLINE>
         before converged, after converged; the shift has p = 0.046 (χ² = 4.00 for 1 degree of freedom)
     """
-    names = " and ".join(f"'{n}'" for n in found.added) or "nothing new"
+    names = " and ".join(f"'{n}'" for n in found.added) or "the change"
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("parameter")
     table.add_column("unit")
@@ -425,6 +425,6 @@ def before_after_text(found: BeforeAfter) -> str:
         >>> from modalities import Gaussian
         >>> one = Evidence(ParameterSpace([Parameter("mu")]), {"a": Gaussian(parameter_names=("mu",), sd=1.0)}, {"a": [[0.0]]})
         >>> before_after_text(before_after(estimate(one), estimate(one))).splitlines()[0]
-        'what nothing new did to the estimate'
+        'what the change did to the estimate'
     """
     return as_text(before_after_group(found), width=120)

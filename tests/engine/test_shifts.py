@@ -5,7 +5,6 @@ import math
 
 import pytest
 import scipy.stats
-import torch
 
 from engine import EstimateError, Evidence, Parameter, ParameterSpace, Registry
 from engine.estimate import estimate
