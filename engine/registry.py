@@ -21,6 +21,7 @@ from torch import Tensor
 from engine.admission import Admission, admit, read_admission
 from engine.agreement import new_constraints, united
 from engine.certificate.certificate import Certificate
+from engine.checks import CalibrationCheck, PredictiveCheck, check_calibration, check_predictions
 from engine.constraints import SpaceConstraint
 from engine.datasets import DataSets
 from engine.errors import ObservationError, RegistryError, UnknownPluginError
@@ -683,6 +684,85 @@ class Registry:
         evidence = self.evidence(data, only=only, without=without, allow_identical=allow_identical)
         refuse_unnormalised([n for n, m in evidence.modalities.items() if not m.normalised])
         return bayes_factor(*(self.posterior(data, fixed=fixed, **options) for fixed in (first, second)))
+
+    def check_calibration(
+        self,
+        observations: Mapping[str, int] | int | None = None,
+        *,
+        only: Names | None = None,
+        without: Names | None = None,
+        simulate: Mapping[str, Simulate] | None = None,
+        refine: bool | Mapping[str, Simulate] | None = False,
+        simulations: int = 20_000,
+        repetitions: int = 1000,
+        draws: int = 1000,
+        level: float = 0.01,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> CalibrationCheck:
+        """Whether the sum's posteriors cover: simulation-based calibration, TARP and expected coverage.
+
+        Arguments:
+            observations: How many observations of each plugin a data set has, by name or for all; by default as many as
+                the plugins brought along, or one.
+            only, without: Names of plugins to keep or to leave out.
+            simulate: Plugin -> its simulator, where the modality has none of its own.
+            refine, simulations: As for :meth:`estimate`; by default scalars are taken as they are.
+            repetitions, draws, level, seed, progress: See :func:`engine.checks.check_calibration`.
+
+        Raises:
+            PosteriorError: for an improper prior, or a plugin that cannot simulate. Others as :meth:`estimate`.
+        """
+        keep = list(self.plugins) if only is None else _names(only)
+        drop = [] if without is None else _names(without)
+        for name in (*keep, *drop):
+            self._entry(name)
+        names = [n for n in keep if n not in drop]
+        if isinstance(observations, Mapping):
+            counts = {n: int(k) for n, k in observations.items() if n in names or n not in self.plugins}
+        else:
+            own = {n: len(x) for n, x in self.observed.items()}
+            counts = {n: own.get(n, 1) if observations is None else int(observations) for n in names}
+        modalities = {n: self.modality(n) for n in counts if n in self.plugins}
+        return check_calibration(
+            self.parameters,
+            modalities,
+            counts,
+            simulate=simulate,
+            refine_by=refine,
+            simulations=simulations,
+            repetitions=repetitions,
+            draws=draws,
+            level=level,
+            seed=seed,
+            progress=progress,
+        )
+
+    def check_predictions(
+        self,
+        posterior: Posterior,
+        data: Any = None,
+        *,
+        only: Names | None = None,
+        without: Names | None = None,
+        simulate: Mapping[str, Simulate] | None = None,
+        seed: int = 0,
+        allow_identical: bool = False,
+    ) -> PredictiveCheck:
+        """Whether data simulated from a posterior look like the data, plugin by plugin.
+
+        Arguments:
+            posterior: What :meth:`posterior` said of the data; its draws are used.
+            data, only, without, allow_identical: The data to compare with; see :meth:`evidence`.
+            simulate, seed: See :func:`engine.checks.check_predictions`.
+
+        Raises:
+            PosteriorError: for a posterior that failed, or where no plugin can simulate. Others as :meth:`estimate`.
+        """
+        evidence = self.evidence(data, only=only, without=without, allow_identical=allow_identical)
+        return check_predictions(
+            self.parameters, evidence.modalities, evidence.observations, posterior.theta, simulate=simulate, seed=seed
+        )
 
     def compare(
         self,
