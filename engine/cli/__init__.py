@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 
 import typer
 
-from engine.cli import answers, ledger, tension, training
+from engine.cli import answers, ledger, posterior, tension, training
 from engine.cli.console import refuse
 
 __all__ = ["app", "main"]
@@ -34,6 +34,7 @@ for name, command in {
     "append": ledger.append,
     "train": training.train,
     "estimate": answers.estimate,
+    "posterior": posterior.posterior,
     "tension": tension.tension,
 }.items():
     app.command(name)(command)
