@@ -15,7 +15,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -219,8 +219,12 @@ def shifted(
     basis: Tensor,
     cosine: float,
     fixes: Callable[[Tensor], bool],
+    held: Collection[str] = (),
 ) -> Shift:
-    """A shift from the change of θ (P,), its covariance (q, q) and the functions (q, k) that are compared."""
+    """A shift from the change of θ (P,), its covariance (q, q) and the functions (q, k) that are compared.
+
+    Parameters on a bound, ``held``, have no shift of their own: the bound, and not the data, says where they are.
+    """
     y = frame.dual @ change
     value, scatter = basis.mT @ y, basis.mT @ covariance @ basis
     chi2, k = 0.0, basis.shape[1]
@@ -230,7 +234,7 @@ def shifted(
     own = {}
     for name, function in zip(names, frame.basis, strict=True):
         variance = float(function @ covariance @ function)
-        if k and fixes(function) and variance > 0:
+        if k and name not in held and fixes(function) and variance > 0:
             own[name] = ParameterShift(float(function @ y), math.sqrt(variance))
     directions = basis.mT @ frame.dual
     return Shift(directions, value, scatter, chi2, k, own, math.degrees(math.acos(min(1.0, cosine))))
@@ -254,7 +258,8 @@ def nested(
         gain = float(function @ covariance @ function)
         return few.fixes(function) and gain > _SAME * float(function @ few.inverse @ function)
 
-    return shifted(frame, names, more.theta - less.theta, covariance, basis, cosine, fixes)
+    held = {*less.bounds, *more.bounds}
+    return shifted(frame, names, more.theta - less.theta, covariance, basis, cosine, fixes, held)
 
 
 def chance(statistic: float, dof: int) -> float:

@@ -49,6 +49,7 @@ Groups = Mapping[str, str | Sequence[str]] | Sequence[str | Sequence[str]]
 _LEVEL = 0.05
 _PAIRS = 8  # with more parts, pairs are compared only where that was asked for
 _LESS = 1e-6  # nats by which a maximum may miss another one by rounding, for each nat of its size
+_LISTED = 4  # fits in one sentence
 _ASKED = (Status.OUTSIDE_DOMAIN, Status.BEYOND_CERTIFICATE, Status.UNCERTIFIED)
 
 
@@ -460,8 +461,11 @@ class _Comparison:
             return None
         basis, cosine = common(one, other, together.rank)
         fixes = lambda f: one.fixes(f) and other.fixes(f)  # noqa: E731
+        held = {*self.of(a).bounds, *self.of(b).bounds}
         change = self.of(a).theta - self.of(b).theta
-        return shifted(self.frame, self.fit.parameters.names, change, one.inverse + other.inverse, basis, cosine, fixes)
+        return shifted(
+            self.frame, self.fit.parameters.names, change, one.inverse + other.inverse, basis, cosine, fixes, held
+        )
 
     def pull(self, label: str) -> Pull:
         own, rest = self.key([label]), self.rest(label)
@@ -489,7 +493,9 @@ class _Comparison:
         if higher:
             out.append(f"the sum: S is higher at the estimate of {higher}; give the estimate more starting points")
         if bounds and self.null is None:
-            out.append(f"the law is not χ² where a bound holds an estimate: {'; '.join(bounds)}; find it by toys=500")
+            more = f"; and {len(bounds) - _LISTED} more" if len(bounds) > _LISTED else ""
+            text = "; ".join(bounds[:_LISTED]) + more
+            out.append(f"the law is not χ² where a bound holds an estimate: {text}; find it by toys=500")
         if self.fit.status in _ASKED:
             out.append(f"the sum: {self.fit.status}: {self.fit.reason}")
         if self.fit.covariance_kind == "godambe":

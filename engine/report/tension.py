@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "before_after_group",
     "before_after_text",
+    "change_text",
     "shares_group",
     "shares_text",
     "tension_group",
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 _WIDTH = 100  # characters of a terminal that tables should fit in
-_PULLS = 6  # parameters beside each other
+_TESTS = 40  # of them for what a test says
 
 
 def tension_group(found: Tension) -> RenderableType:
@@ -54,9 +55,9 @@ def tension_group(found: Tension) -> RenderableType:
     """
     parts: list[RenderableType] = [_verdict(found)]
     if found.alone:
-        parts += _alone(found)
+        parts += ["", *_alone(found)]
     if found.pulls:
-        parts.append(_pulls(found))
+        parts += _pulls(found)
     if found.pairs:
         parts.append(_pairs(found))
     if found.combined.refinement is not None:
@@ -155,33 +156,29 @@ def _sigma(test: Compatibility) -> str:
     return "—" if test.significance is None or not test.dof else f"{test.significance:.2f}"
 
 
-def _pulls(found: Tension) -> RenderableType:
+def _pulls(found: Tension) -> list[RenderableType]:
     """Each part against all others, and what it does to their estimate, in units of what it may do."""
-    names = [
-        n
-        for n in found.combined.parameters.names
-        if any(q.shift is not None and n in q.shift.parameters for q in found.pulls.values())
-    ]
+    known = [q.shift.parameters for q in found.pulls.values() if q.shift is not None]
+    names = [n for n in found.combined.parameters.names if any(n in one for one in known)]
     two = len(found.parts) == 2
-    title = "one against the other" if two else "each part against all others, and its pull on their estimate in σ"
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("part")
-    for column in (
-        "Δχ²",
-        "dof",
-        "p",
-        *(() if two else ("Holm p",)),
-        "σ",
-        *(f"pull {escape(n)}" for n in names[:_PULLS]),
-    ):
-        table.add_column(column, justify="right")
-    more = f"; and of {len(names) - _PULLS} more parameters" if len(names) > _PULLS else ""
-    for label, q in found.pulls.items():
-        cells = [f"{q.test.delta_chi2:.2f}", str(q.test.dof), _p(q.test.p_value), *(() if two else (_p(q.adjusted),))]
-        mark = "bold red" if label == found.culprit else None
-        pulls = ["" if q.shift is None else _pull(q.shift, n) for n in names]
-        table.add_row(escape(label), *cells, _sigma(q.test), *pulls, style=mark)
-    return _titled(title + more, table)
+    part = 3 + max(map(len, found.pulls))
+    width = {n: 3 + max(5, len(n) + 5) for n in names}
+    tables: list[RenderableType] = []
+    for some in _rows(width, _WIDTH + 1 - part - _TESTS):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("part", no_wrap=True)
+        tests = () if tables else ("Δχ²", "dof", "p", *(() if two else ("Holm p",)), "σ")
+        for column in (*tests, *(f"pull {escape(n)}" for n in some)):
+            table.add_column(column, justify="right", no_wrap=True)
+        for label, q in found.pulls.items():
+            holm = () if two else (_p(q.adjusted),)
+            cells = (f"{q.test.delta_chi2:.2f}", str(q.test.dof), _p(q.test.p_value), *holm, _sigma(q.test))
+            mark = "bold red" if label == found.culprit else None
+            pulls = ["" if q.shift is None else _pull(q.shift, n) for n in some]
+            table.add_row(escape(label), *(() if tables else cells), *pulls, style=mark)
+        title = "one against the other" if two else "each part against all others, and its pull on their estimate in σ"
+        tables.append(_titled("the same, on other parameters" if tables else title, table))
+    return tables
 
 
 def _pull(shift: Shift, name: str) -> str:
@@ -207,7 +204,7 @@ def _pairs(found: Tension) -> RenderableType:
 
 def _titled(title: str, table: Table) -> RenderableType:
     """A table below its title, which rich would wrap to the table's width."""
-    return Group("", Text(title, "italic"), table)
+    return Group(Text(title, "italic"), table)
 
 
 def _refined(found: Tension) -> RenderableType:
@@ -344,7 +341,11 @@ def before_after_group(found: BeforeAfter) -> RenderableType:
         own = None if found.shift is None else found.shift.parameters.get(name)
         cells = [_cell(fit, name) for fit in (found.before, found.after)]
         table.add_row(
-            escape(name), escape(was.unit), *cells, _change(was.error, now.error), f"{own.pull:+.2f} σ" if own else "·"
+            escape(name),
+            escape(was.unit),
+            *cells,
+            change_text(was.error, now.error),
+            f"{own.pull:+.2f} σ".replace("-", "−") if own else "·",
         )
     ends = f"before {found.before.status}, after {found.after.status}"
     shift = found.shift
@@ -356,7 +357,8 @@ def before_after_group(found: BeforeAfter) -> RenderableType:
         why = "no p-value for the shift: the errors did not all become smaller"
     else:
         numbers = f"χ² = {shift.chi2:.2f} for {shift.dof} degree{'s' * (shift.dof != 1)} of freedom"
-        why = f"the shift has p = {shift.p_value:.2g} ({numbers})"
+        about = ", approximate: a bound holds an estimate" if found.before.bounds or found.after.bounds else ""
+        why = f"the shift has p = {shift.p_value:.2g} ({numbers}{about})"
     return Group(Text(f"what {names} did to the estimate", "italic"), table, Text(f"{ends}; {why}"))
 
 
@@ -367,9 +369,20 @@ def _cell(fit: Estimate, name: str, unknown: str = "not known") -> str:
     return " ± ".join(rounded(one.value, one.error)) if one.identified and math.isfinite(one.value) else unknown
 
 
-def _change(was: float, now: float) -> str:
+def change_text(was: float, now: float) -> str:
+    """What became of an error, in words or per cent.
+
+    Arguments:
+        was, now: The error before and after; infinite where a parameter was not identified.
+
+    Example:
+        >>> change_text(3.0, 2.4), change_text(math.inf, 2.4), change_text(3.0, 0.0), change_text(0.0, 0.0)
+        ('−20%', 'now known', 'now on a bound', '·')
+    """
     if math.isinf(was) and math.isfinite(now):
         return "now known"
+    if math.isfinite(was) and math.isfinite(now) and (was > 0) != (now > 0):
+        return "now on a bound" if now == 0 else "off its bound"
     if not (math.isfinite(was) and math.isfinite(now) and was > 0):
         return "·"
     change = round(100.0 * (now / was - 1.0))
