@@ -247,7 +247,7 @@ def test_an_object_array_is_not_unpickled(evidence, workspace, tmp_path):
 
 
 def test_the_installed_command_runs_and_every_command_has_help():
-    for command in ([], ["init"], ["list"], ["show"], ["verify"], ["append"], ["estimate"]):
+    for command in ([], ["init"], ["list"], ["show"], ["verify"], ["append"], ["estimate"], ["posterior"], ["report"]):
         done = subprocess.run(
             [sys.executable, "-m", "engine.cli", *command, "--help"], capture_output=True, text=True, check=False
         )

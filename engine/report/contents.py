@@ -1,0 +1,401 @@
+"""What a report says, as one plain dict that its page and its JSON are both made of, and the pictures beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import EvidenceError
+from engine.report.progress import progress_bar
+from engine.report.tables import rounded
+from engine.result import Estimate
+from engine.shares import Shares
+from engine.shares import shares as shares_of
+from engine.tension import Tension
+from engine.tension import tension as tension_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from engine.posterior.result import Posterior
+    from engine.registry import Registry
+
+__all__ = ["Picture", "Report", "report"]
+
+_LEVEL = 0.6827
+_CURVES = 4  # parameters that have a figure of curves
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure of a report.
+
+    Attributes:
+        name: Its identifier.
+        svg: The picture, which needs no fonts.
+        caption: What it is.
+        alt: What it shows, in words and numbers, for who cannot see it.
+
+    Example:
+        >>> Picture("corner", b"<svg/>", "every pair of parameters", "a = 1.0 ± 0.1").name
+        'corner'
+    """
+
+    name: str
+    svg: bytes = field(repr=False)
+    caption: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report: what it says as plain values, and its pictures.
+
+    Attributes:
+        contents: Everything that is said, as plain values; what the page shows and what its JSON has.
+        pictures: The figures.
+
+    Example:
+        >>> from engine import Registry
+        >>> found = report(Registry.open("."), only=["chronometers", "supernovae"], fixed={"rd": 147.0}, figures=False)
+        >>> found.contents["estimate"]["status"], round(found.contents["estimate"]["parameters"]["Om"]["value"], 2)
+        ('converged', 0.3)
+        >>> found.html().startswith("<!doctype html>")
+        True
+    """
+
+    contents: Mapping[str, Any]
+    pictures: tuple[Picture, ...] = ()
+
+    @property
+    def converged(self) -> bool:
+        """Whether both the estimate and the posterior can be used as they are."""
+        return bool(self.contents["estimate"]["converged"] and self.contents["posterior"].get("converged", False))
+
+    def html(self) -> str:
+        """One page that needs nothing else: no scripts, no network, no fonts."""
+        from engine.report.page import page
+
+        return page(self.contents, self.pictures)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the page, whole or not at all.
+
+        Arguments:
+            path: Where to; a file that is there is replaced.
+
+        Raises:
+            ReportError: for a place that cannot be written; nothing is left half-written.
+        """
+        from engine.report.page import write
+
+        write(path, self.html())
+
+
+def report(
+    registry: Registry,
+    data: Any = None,
+    *,
+    only: str | Sequence[str] | None = None,
+    without: str | Sequence[str] | None = None,
+    fixed: Mapping[str, float] | None = None,
+    refine: Any = None,
+    simulations: int = 20_000,
+    method: str = "auto",
+    draws: int = 1000,
+    seed: int = 0,
+    title: str = "",
+    figures: bool = True,
+    source: str | None = None,
+    progress: bool | None = None,
+) -> Report:
+    """Estimate, posterior, tension, shares and trust of one analysis, for people to look at.
+
+    Arguments:
+        registry: The workspace.
+        data, only, without, fixed, refine, simulations, seed: As for :meth:`engine.Registry.estimate`.
+        method, draws: As for :meth:`engine.Registry.posterior`.
+        title: Of the page; by default it names the parameters.
+        figures: Whether to draw; without matplotlib, the page says what is missing.
+        source: How the data were given on a command line, for the page to say how to repeat it.
+        progress: Whether to show how far it is; by default, on a terminal.
+
+    Returns:
+        A :class:`Report`. What could not be found, such as a posterior under an improper prior, is said in its place.
+
+    Raises:
+        ObservationError, UnknownPluginError, ParameterError, ModalityError, UntrustedError: as
+            :meth:`engine.Registry.estimate`.
+    """
+    chosen: dict[str, Any] = {"only": only, "without": without, "fixed": fixed, "refine": refine}
+    settings = {**chosen, "simulations": simulations, "seed": seed, "progress": False}
+    data = registry.observed if data is None else data
+    with progress_bar("writing the report", 6, progress) as tick:
+        fit = registry.estimate(data, **settings)
+        failed = str(fit.status) == "failed"
+        names = list(fit.provenance["plugins"])
+        tick(1)
+        alone = {}
+        if len(names) > 1:
+            alone = {n: registry.estimate(data, **{**settings, "only": n, "without": None}) for n in names}
+        tick(1)
+        post, no_posterior = _tried(lambda: registry.posterior(data, method=method, draws=draws, **settings))
+        tick(1)
+        intervals, no_intervals = (None, fit.reason) if failed else _tried(lambda: fit.intervals(level=_LEVEL))
+        tension, no_tension = (
+            (None, fit.reason) if failed or len(names) < 2 else _tried(lambda: tension_of(fit, seed=seed))
+        )
+        shares, no_shares = (None, fit.reason) if failed else _tried(lambda: shares_of(fit))
+        tick(1)
+        contents: dict[str, Any] = {
+            "title": title or f"{_listed(fit.parameters.names)} from {_listed(names)}",
+            "made": datetime.now(UTC).replace(microsecond=0).isoformat(),
+            "estimate": fit.to_dict(),
+            "intervals": None if intervals is None else {n: _interval(i) for n, i in intervals.items()},
+            "alone": {n: one.to_dict() for n, one in alone.items()},
+            "posterior": {"status": "none", "converged": False} if post is None else post.to_dict(),
+            "tension": None if tension is None else _tension(tension),
+            "shares": None if shares is None else _shares(shares),
+            "missing": _present(
+                {"posterior": no_posterior, "intervals": no_intervals, "tension": no_tension, "shares": no_shares}
+            ),
+            "plugins": {n: _plugin(registry, n) for n in names},
+            "parameters": [_parameter(p) for p in registry.parameters],
+            "constraints": [str(c) for c in registry.parameters.constraints],
+            "level": _LEVEL,
+            **_repeat(registry, fit, {**settings, "method": method, "draws": draws, "title": title}, source),
+        }
+        pictures: list[Picture] = []
+        if figures and not failed:
+            drawn, why = _tried(lambda: _pictures(fit, post, alone, tension, shares, contents), ImportError)
+            pictures = drawn or []
+            if why:
+                contents["missing"]["figures"] = why
+        contents["figures"] = [{"name": p.name, "caption": p.caption, "alt": p.alt} for p in pictures]
+        tick(2)
+    return Report(contents, tuple(pictures))
+
+
+def _tried(ask: Callable[[], Any], *more: type[Exception]) -> tuple[Any, str]:
+    """An answer, or why there is none."""
+    try:
+        return ask(), ""
+    except (EvidenceError, *more) as error:
+        return None, str(error)
+
+
+def _present(reasons: Mapping[str, str]) -> dict[str, str]:
+    return {what: why for what, why in reasons.items() if why}
+
+
+def _tension(found: Tension) -> dict[str, Any]:
+    hidden = ("combined", "alone", "without", "refinement", "provenance")  # said elsewhere, or not shown
+    return {k: v for k, v in found.to_dict().items() if k not in hidden}
+
+
+def _shares(found: Shares) -> dict[str, Any]:
+    said = {k: v for k, v in found.to_dict().items() if k in ("plugins", "marginal", "growth", "directions")}
+    for direction, one in zip(said["directions"], found.directions, strict=True):
+        direction["text"] = found.text_of(one)
+    return said
+
+
+def _interval(interval: Any) -> dict[str, Any]:
+    return {"low": _number(interval.low), "high": _number(interval.high), "at_bound": list(interval.at_bound)}
+
+
+def _plugin(registry: Registry, name: str) -> dict[str, Any]:
+    entry, certificate = registry.plugins[name], registry.certificate(name)
+    said = {
+        "factory": entry.factory,
+        "parameters": list(entry.parameters),
+        "content": entry.content,
+        "appended": entry.appended.isoformat(),
+        "certificate": None,
+    }
+    if certificate is not None:
+        said["certificate"] = {
+            "passed": certificate.passed,
+            "calibrated": certificate.calibrated,
+            "simulations": certificate.simulations,
+            "source": certificate.source,
+            "summary": {k: _number(v) for k, v in certificate.summary().items()},
+            "checks": [
+                {k: _number(v) if isinstance(v, float) else v for k, v in dataclasses.asdict(c).items()}
+                for c in certificate.checks
+            ],
+        }
+    return said
+
+
+def _parameter(p: Any) -> dict[str, Any]:
+    return {
+        "name": p.name,
+        "unit": p.unit,
+        "label": p.label,
+        "prior": str(p.prior or "flat"),
+        "bounds": [_number(b) for b in p.bounds],
+    }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _listed(names: Iterable[str], most: int = 4) -> str:
+    names = list(names)
+    if len(names) > most:
+        return ", ".join(names[:most]) + f" and {len(names) - most} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+# -- how to do it again --------------------------------------------------------------------------------------------
+
+
+def _repeat(registry: Registry, fit: Estimate, asked: Mapping[str, Any], source: str | None) -> dict[str, Any]:
+    """The command and the Python that give the same numbers."""
+    refined = fit.refinement is not None
+    words = ["evidence", "report", *([source] if source else []), "--workspace", str(registry.path)]
+    for option in ("only", "without"):
+        given = asked[option] or []
+        words += [w for n in ([given] if isinstance(given, str) else given) for w in (f"--{option}", n)]
+    words += [w for n, v in (asked["fixed"] or {}).items() for w in ("--fixed", f"{n}={v!r}")]
+    words += (
+        {True: ["--refine"], False: ["--raw"]}.get(asked["refine"], []) if isinstance(asked["refine"], bool) else []
+    )
+    words += ["--simulations", str(asked["simulations"])] if refined else []
+    words += ["--method", asked["method"], "--draws", str(asked["draws"]), "--seed", str(asked["seed"])]
+    words += ["--title", asked["title"]] if asked["title"] else []
+    words += ["--output", "report.html"]
+    common = [f"{k}={asked[k]!r}" for k in ("only", "without", "fixed", "refine") if asked[k] is not None]
+    common += [f"simulations={asked['simulations']}"] if refined else []
+    common.append(f"seed={asked['seed']}")
+    given = "registry.observed  # or the data that were given: plugin -> (N, *event_shape)"
+    given = given if source is None else f"read_data(Path({source!r}))"
+    sampled = ", ".join(["data", *common, f"method={asked['method']!r}", f"draws={asked['draws']}"])
+    lines = [
+        *(["from pathlib import Path", ""] if source else []),
+        "from engine import Registry",
+        *(["from engine.specification import read_data"] if source else []),
+        "",
+        f"registry = Registry.open({str(registry.path)!r}).at({registry.digest!r})",
+        f"data = {given}",
+        f"fit = registry.estimate({', '.join(['data', *common])})",
+        f"post = registry.posterior({sampled})",
+        f'assert fit.provenance["data"] == {fit.provenance.get("data")!r}',
+    ]
+    return {"command": shlex.join(words), "python": "\n".join(lines)}
+
+
+# -- pictures ------------------------------------------------------------------------------------------------------
+
+
+def _pictures(
+    fit: Estimate,
+    post: Posterior | None,
+    alone: Mapping[str, Estimate],
+    tension: Tension | None,
+    shares: Shares | None,
+    contents: Mapping[str, Any],
+) -> list[Picture]:
+    from engine.report.corner import corner, each_alone
+    from engine.report.drawing import to_svg
+    from engine.report.figures import evidence_curves, forest, information_shares
+
+    usable = post is not None and str(post.status) != "failed"
+    shown: Any = post if usable else fit
+    singles = each_alone(shown, fits=alone) if len(fit.provenance["plugins"]) > 1 else {}
+    out = []
+
+    def add(name: str, draw: Callable[[], Figure], caption: str, alt: str) -> None:
+        out.append(Picture(name, to_svg(draw()), caption, alt))
+
+    what = "posterior" if usable else "estimate"
+    add(
+        "corner",
+        lambda: corner(shown, singles),
+        f"Regions of 68 % and 95 % of the {what}: every pair of parameters, all plugins together and each alone.",
+        _corner_said(contents, what, list(singles)),
+    )
+    known = [n for n in fit.parameters.names if n not in fit.fixed and n not in fit.bounds and fit[n].identified]
+    if tension is not None:
+        caption = "Estimates of each plugin alone, of all together, and of all without each plugin; bars are one error."
+        add("forest", lambda: forest(tension), caption, _forest_said(tension, known))
+    if shares is not None and known and len(shares.plugins) > 1:
+        caption = "Each plugin's share of the information about every parameter and eigen-direction."
+        add("shares", lambda: information_shares(shares), caption, _shares_said(shares))
+    for name in known[:_CURVES] if len(alone) > 1 else []:
+        caption = (
+            f"What each plugin's log-evidence, and their sum, gain or lose as {name} moves, the others at their best."
+        )
+        add(f"curve-{len(out)}", lambda name=name: evidence_curves(fit, name, points=61), caption,
+            _curves_said(fit, alone, name))  # fmt: skip
+    return out
+
+
+def _value(fit: Estimate, name: str) -> str:
+    one = fit[name]
+    known = str(fit.status) != "failed" and one.identified and math.isfinite(one.value)
+    return " ± ".join(rounded(one.value, one.error)) if known else "not identified"
+
+
+def _forest_said(found: Tension, names: Sequence[str]) -> str:
+    parts = []
+    for n in names[:8]:
+        each = [f"{label} {_value(one, n)}" for label, one in found.alone.items()]
+        each += [f"all {_value(found.combined, n)}"]
+        each += [f"without {label} {_value(q.without, n)}" for label, q in found.pulls.items()]
+        unit = found.combined[n].unit
+        parts.append(f"{n}{f' in {unit}' if unit else ''}: {', '.join(each)}")
+    return "Estimates with errors. " + "; ".join(parts) + "."
+
+
+def _shares_said(found: Shares) -> str:
+    def percent(v: float) -> str:
+        return f"{100 * v:.0f} %" if math.isfinite(v) else "unknown"
+
+    parts = [f"{n}: {', '.join(f'{p} {percent(v)}' for p, v in row.items())}" for n, row in found.marginal.items()]
+    return "Stacked bars of shares of the information. " + "; ".join(parts) + "."
+
+
+def _curves_said(fit: Estimate, alone: Mapping[str, Estimate], name: str) -> str:
+    unit = f" {fit[name].unit}" if fit[name].unit else ""
+    peaks = ", ".join(f"{plugin} {_value(one, name)}" for plugin, one in alone.items())
+    said = f"Curves of log-evidence against {name}. Their sum has its maximum, 0, at {_value(fit, name)}{unit} and falls by one "
+    return said + f"half at one error to either side; each plugin alone would have {peaks}."
+
+
+def _corner_said(contents: Mapping[str, Any], what: str, plugins: Sequence[str]) -> str:
+    found = contents[what]
+    parts = []
+    free = [n for n in found["order"] if not found["parameters"][n]["fixed"]]
+    for n in free:
+        one = found["parameters"][n]
+        unit = f" {one['unit']}" if one["unit"] else ""
+        if what == "posterior":
+            low, middle, high = (one["quantiles"][q] for q in ("0.16", "0.5", "0.84"))
+            text = [rounded(v, (high - low) / 2 or math.nan)[0] for v in (middle, low, high)]
+            parts.append(f"{n} {text[0]}{unit} ({text[1]} to {text[2]})")
+        elif one["value"] is not None:
+            parts.append(f"{n} {' ± '.join(rounded(one['value'], one['error'] or math.nan))}{unit}")
+    strong = []
+    C, index = found["covariance"], {n: i for i, n in enumerate(found["order"])}
+    for k, a in enumerate(free):
+        for b in free[k + 1 :]:
+            i, j = index[a], index[b]
+            scale = math.sqrt(max(0.0, (C[i][i] or 0.0) * (C[j][j] or 0.0)))
+            if scale > 0 and C[i][j] is not None and abs(C[i][j] / scale) >= 0.5:
+                strong.append(f"{a} and {b} {C[i][j] / scale:.2f}")
+    said = f"Corner plot of {_listed(free, 8)}. "
+    said += ("Median and 68 % interval" if what == "posterior" else "Estimate and error") + " of all together: "
+    said += "; ".join(parts) + "."
+    said += (
+        f" Correlations of at least one half: {'; '.join(strong)}." if strong else " No correlation reaches one half."
+    )
+    return said + (f" Beside it, each alone: {_listed(plugins, 8)}." if plugins else "")
