@@ -219,9 +219,8 @@ def _refined(found: Tension) -> RenderableType:
         table.add_row(escape(name), r.kinds[name], str(r.simulations[name]), f"{misfit:.2f}")
     table.add_section()
     fit = f"χ² = {r.statistic:.2f} for {r.dof} degree{'s' * (r.dof != 1)} of freedom, p = {r.p_value:.2g}"
-    return Group(
-        table, Text(f"test of fit of the refined plugins: {fit}" if r.dof else "no test of fit: nothing is left over")
-    )
+    said = f"test of fit of the refined plugins: {fit}" if r.dof else "no test of fit: nothing is left over"
+    return Group(_titled("refined plugins at the estimate of all", table), Text(said))
 
 
 def shares_group(found: Shares) -> RenderableType:
