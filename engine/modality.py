@@ -67,7 +67,8 @@ class Modality(nn.Module):
     support_advice: str = "remove or mask the bad entries first"
     #: Whether NaN in x marks an entry that was not measured.
     allows_missing: bool = False
-    #: Whether log_evidence is log p(x | θ) with every constant, as Bayes factors and tests of fit need.
+    #: Whether log_evidence is log p(x | θ) with every constant: exp of it sums, or integrates, to 1 over x for every θ. Marginal
+    #: likelihoods, Bayes factors and tests of fit need it. A class that writes its own log_evidence says it anew.
     normalised: bool = False
     #: Whether x is the nominal value of an auxiliary measurement (two of them may well coincide).
     auxiliary: bool = False
@@ -86,8 +87,9 @@ class Modality(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if not _speaks_for(cls, "concave"):
-            cls.concave = False
+        for claim in ("concave", "normalised"):
+            if not _speaks_for(cls, claim):
+                setattr(cls, claim, False)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """An empty module that has its configuration recorded already."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -119,7 +120,7 @@ class _Interval:
     low: float
     high: float
 
-    @property
+    @cached_property
     def _transform(self) -> Any:
         if math.isfinite(self.low) and math.isfinite(self.high):
             return biject_to(constraints.interval(self.low, self.high))

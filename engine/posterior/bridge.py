@@ -22,7 +22,7 @@ from torch import Tensor
 
 from engine.posterior.mixture import Mixture
 
-__all__ = ["bridge"]
+__all__: list[str] = []  # the machinery of posteriors: see engine.posterior
 
 
 def bridge(

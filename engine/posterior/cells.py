@@ -11,7 +11,7 @@ from engine.evidence import Evidence
 from engine.parameters import ParameterSpace
 from engine.posterior.target import Target
 
-__all__ = ["cells"]
+__all__: list[str] = []  # the machinery of posteriors: see engine.posterior
 
 _MOST = 4096
 _MIXED = 256  # where each cell has continuous parameters of its own to sample

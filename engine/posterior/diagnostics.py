@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.posterior.weighted import effective, normalise
 
-__all__ = ["K_HAT", "arviz", "chain_diagnostics", "smoothed"]
+__all__: list[str] = []  # the machinery of posteriors: see engine.posterior
 
 #: k̂ above which importance weights cannot be trusted.
 K_HAT = 0.7

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from engine.posterior.result import Posterior
 
-__all__ = ["save", "to_arviz", "to_getdist", "to_pandas", "to_xarray"]
+__all__: list[str] = []  # the machinery of posteriors: see engine.posterior
 
 
 def to_xarray(post: Posterior) -> xr.Dataset:

@@ -12,7 +12,7 @@ from torch import Tensor
 from engine.posterior.diagnostics import smoothed, weight_diagnostics
 from engine.posterior.weighted import normalise, resample
 
-__all__ = ["Found", "joined"]
+__all__: list[str] = []  # the machinery of posteriors: see engine.posterior
 
 
 @dataclass(frozen=True, eq=False)

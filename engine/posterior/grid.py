@@ -24,7 +24,7 @@ from engine.posterior.modes import Modes
 from engine.posterior.target import Target
 from engine.posterior.weighted import normalise, resample, weighted_moments
 
-__all__ = ["MOST", "grid"]
+__all__: list[str] = []  # the machinery of posteriors: see engine.posterior
 
 #: Continuous parameters that a grid can have.
 MOST = 3

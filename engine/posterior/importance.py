@@ -24,7 +24,7 @@ from engine.posterior.modes import Modes
 from engine.posterior.target import Target
 from engine.posterior.weighted import effective
 
-__all__ = ["importance"]
+__all__: list[str] = []  # the machinery of posteriors: see engine.posterior
 
 _ROUNDS = 8
 _MOST = 32_768  # draws of the last rounds

@@ -24,7 +24,7 @@ from engine.posterior.modes import Modes
 from engine.posterior.target import Target
 from engine.posterior.weighted import normalise, quantiles, weighted_moments
 
-__all__ = ["laplace"]
+__all__: list[str] = []  # the machinery of posteriors: see engine.posterior
 
 _POINTS = 8192  # of the Gaussian, from which moments are computed
 _CHECKED = 2048  # of them that are weighed

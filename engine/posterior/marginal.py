@@ -16,7 +16,7 @@ from engine.errors import PosteriorError
 if TYPE_CHECKING:
     from engine.posterior.result import Posterior
 
-__all__ = ["BayesFactor", "MarginalLikelihood", "bayes_factor", "refuse_unnormalised"]
+__all__ = ["BayesFactor", "MarginalLikelihood", "bayes_factor"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,17 @@ def bayes_factor(first: Posterior, second: Posterior) -> BayesFactor:
     Raises:
         PosteriorError: naming a plugin whose scalar is not normalised; where the data or the plugins are not the same; or
             where a marginal likelihood was not found.
+
+    Example:
+        >>> from torch.distributions import Normal
+        >>> from engine import Evidence, Parameter, ParameterSpace
+        >>> from engine.posterior import posterior
+        >>> from modalities import Gaussian
+        >>> space = ParameterSpace([Parameter("mu", prior=Normal(0.0, 3.0))])
+        >>> evidence = Evidence(space, {"a": Gaussian(parameter_names=("mu",), sd=1.0)}, {"a": [[2.0]]}, prior=True)
+        >>> point, free = posterior(evidence, fixed={"mu": 0.0}), posterior(evidence)
+        >>> round(bayes_factor(free, point).log, 3)  # N(2; 0, √10) against N(2; 0, 1)
+        0.649
     """
     for what in ("data", "plugins"):
         a, b = first.provenance.get(what), second.provenance.get(what)

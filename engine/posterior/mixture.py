@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.posterior.modes import Modes
 
-__all__ = ["Mixture", "fit_mixture"]
+__all__: list[str] = []  # the machinery of posteriors: see engine.posterior
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Mixture:
         D = self.centre.shape[-1]
         which = torch.multinomial(self.log_weights.exp(), count, replacement=True, generator=generator)
         y = torch.randn(count, D, generator=generator, dtype=torch.float64)
-        chi2 = 2.0 * torch._standard_gamma(  # pyright: ignore[reportPrivateUsage]  (torch's Gamma takes no generator)
+        chi2 = 2.0 * torch._standard_gamma(  # pyright: ignore[reportPrivateImportUsage]  (torch's Gamma takes no generator)
             torch.full((count,), 0.5 * self.dof, dtype=torch.float64), generator=generator
         )
         y = y * (self.dof / chi2).sqrt()[:, None]

@@ -20,7 +20,7 @@ from engine.optimise import maximise
 from engine.posterior.target import Target
 from engine.search import given_start, starting_points
 
-__all__ = ["Modes", "find_modes", "separate_modes"]
+__all__: list[str] = []  # the machinery of posteriors: see engine.posterior
 
 _LEAST = 1e-7  # of the mass by Laplace, for a mode that is worth keeping
 _MOST = 24  # modes

@@ -29,7 +29,7 @@ from engine.posterior.modes import Modes
 from engine.posterior.target import Target
 from engine.threads import small_work
 
-__all__ = ["nuts"]
+__all__: list[str] = []  # the machinery of posteriors: see engine.posterior
 
 _R_HAT = 1.01
 _ESS = 100.0  # for each chain

@@ -17,7 +17,7 @@ from engine.report.tables import as_text, rounded
 if TYPE_CHECKING:
     from engine.posterior.result import Posterior
 
-__all__ = ["posterior_group", "posterior_text"]
+__all__: list[str] = []  # the machinery of posteriors: see engine.posterior
 
 _COLOURS = {"converged": "green", "interrupted": "yellow", "failed": "bold red"}
 _TITLES = {

@@ -23,7 +23,7 @@ from engine.posterior.chain import pulled_back
 from engine.search import feasible
 from engine.unconstrained import Unconstrained
 
-__all__ = ["Target"]
+__all__: list[str] = []  # the machinery of posteriors: see engine.posterior
 
 _WORK = 2**22  # numbers of data times θ evaluated together
 
@@ -90,7 +90,18 @@ class Target:
         self.scale = torch.where(walls, sizes, 2.0) if self.size else sizes
         sizes = [math.prod(evidence.modalities[n].event_shape) * k for n, k in evidence.observations.lengths.items()]
         self._chunk = max(16, min(8192, _WORK // max(1, *(min(s, _WORK) for s in sizes)))) if sizes else 8192
+        #: Whether coordinates can leave the prior: behind walls that no transformation carries.
+        self._walled = any(c not in kept or isinstance(c, Simplex) for c in space.constraints) or any(
+            not all(map(math.isinf, space[n].bounds)) for n in (*dependent, *tied)
+        )
         self.evaluations = 0
+
+    def _possible(self, theta: Tensor) -> Tensor:
+        """Which θ (K, P) are finite, and inside where coordinates can be outside: plugins are asked of no others."""
+        fine = torch.isfinite(theta).all(-1)
+        if self._walled:
+            fine[fine.clone()] = torch.isfinite(self.space.log_prior(theta[fine]))
+        return fine
 
     def _equalities(self, free: list[str]) -> tuple[list[Simplex], Tensor, Tensor]:
         """The simplices that stay whole, and the rows C θ = d of every other equality, over all of θ."""
@@ -153,11 +164,14 @@ class Target:
 
     def log_posterior(self, theta: Tensor) -> Tensor:
         """log π(θ) + S(θ) in nats at theta (K, P) -> (K,); −∞ where the prior has no mass, and no plugin is asked."""
+        fine = torch.isfinite(theta).all(-1)
+        fine[fine.clone()] = torch.isfinite(self.space.log_prior(theta[fine]))
+        return self._evaluated(theta, fine)
+
+    def _evaluated(self, theta: Tensor, fine: Tensor) -> Tensor:
         out = torch.full((len(theta),), -math.inf, dtype=torch.float64)
         with torch.no_grad():
-            fine = torch.isfinite(theta).all(-1)
-            fine[fine.clone()] = torch.isfinite(self.space.log_prior(theta[fine]))
-            for rows in fine.nonzero()[:, 0].split(self._chunk):
+            for rows in _pieces(fine, self._chunk):
                 out[rows] = self.evidence.value(theta[rows])
         self.evaluations += int(fine.sum())
         return out
@@ -165,7 +179,8 @@ class Target:
     def log_density(self, z: Tensor) -> Tensor:
         """The log density of unconstrained coordinates in nats, z (K, D) -> (K,)."""
         with torch.no_grad():
-            value = self.log_posterior(self.natural(z)) + self._volume(z)
+            theta = self.natural(z)
+            value = self._evaluated(theta, self._possible(theta)) + self._volume(z)
         return torch.where(torch.isnan(value), -math.inf, value)
 
     def _volume(self, z: Tensor) -> Tensor:
@@ -178,9 +193,8 @@ class Target:
         with torch.inference_mode(False), torch.enable_grad():
             leaf = z.detach().clone().requires_grad_()
             theta = self.natural(leaf)
-            fine = torch.isfinite(theta.detach()).all(-1)
-            fine[fine.clone()] = torch.isfinite(self.space.log_prior(theta.detach()[fine]))
-            for rows in fine.nonzero()[:, 0].split(self._chunk):
+            fine = self._possible(theta.detach())
+            for rows in _pieces(fine, self._chunk):
                 at = self.evidence.value(theta[rows]) + self._volume(leaf[rows])
                 (g,) = torch.autograd.grad(at.sum(), leaf, retain_graph=True)
                 value[rows], slope[rows] = at.detach(), g[rows]
@@ -200,12 +214,17 @@ class Target:
         resolution = torch.zeros(K, dtype=torch.float64)
         with torch.no_grad():
             theta = self.natural(z)
-            fine = torch.isfinite(theta).all(-1)
-            fine[fine.clone()] = torch.isfinite(self.space.log_prior(theta[fine]))
-        for rows in fine.nonzero()[:, 0].split(max(1, self._chunk // 8)):
+            fine = self._possible(theta)
+        for rows in _pieces(fine, max(1, self._chunk // 8)):
             at = pulled_back(z[rows], self.natural, self._volume, self.evidence.derivatives(theta[rows]))
             value[rows], score[rows] = at.value, at.score
             information[rows], resolution[rows] = at.information, at.resolution
         self.evaluations += int(fine.sum())
         score, information = score.nan_to_num(0.0, 0.0, 0.0), information.nan_to_num(0.0, 0.0, 0.0)
         return Derivatives(value.nan_to_num(nan=-math.inf), score, information, resolution)
+
+
+def _pieces(fine: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Which rows are fine, in pieces of at most ``size``; no piece where none is."""
+    rows = fine.nonzero()[:, 0]
+    return rows.split(size) if len(rows) else ()

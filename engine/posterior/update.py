@@ -35,7 +35,7 @@ from engine.refinement.refine import Single, laws_of
 if TYPE_CHECKING:
     from engine.registry import Registry
 
-__all__ = ["Source"]
+__all__: list[str] = []  # the machinery of posteriors: see engine.posterior
 
 _ESS = 100.0  # a mean to a tenth of a standard deviation
 

@@ -17,7 +17,7 @@ import torch
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
-__all__ = ["effective", "highest_density", "normalise", "quantiles", "resample", "weighted_moments"]
+__all__: list[str] = []  # the machinery of posteriors: see engine.posterior
 
 
 def normalise(log_weights: Tensor) -> Tensor:
