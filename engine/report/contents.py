@@ -132,6 +132,17 @@ def report(
     Raises:
         ObservationError, UnknownPluginError, ParameterError, ModalityError, UntrustedError: as
             :meth:`engine.Registry.estimate`.
+
+    Example:
+        >>> import tempfile
+        >>> from torch.distributions import Uniform
+        >>> from engine import Parameter, Registry
+        >>> from modalities import Gaussian
+        >>> registry = Registry.create(tempfile.mkdtemp() + "/lengths", [Parameter("L", Uniform(0.0, 9.0), unit="mm")])
+        >>> entry = registry.append("ruler", Gaussian(parameter_names=("L",), sd=0.5))
+        >>> found = report(registry, {"ruler": [[4.0], [5.0]]}, figures=False)
+        >>> round(found.contents["estimate"]["parameters"]["L"]["value"], 3), found.converged
+        (4.5, True)
     """
     chosen: dict[str, Any] = {"only": only, "without": without, "fixed": fixed, "refine": refine}
     settings = {**chosen, "simulations": simulations, "seed": seed, "progress": False}

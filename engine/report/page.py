@@ -14,6 +14,7 @@ import base64
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -83,6 +84,7 @@ def page(contents: Mapping[str, Any], pictures: Sequence[Picture] = ()) -> str:
     shown = [
         {
             "kind": {"corner": "corner", "curve": "curve"}.get(p.name.partition("-")[0], "wide"),
+            "width": _width(p.svg),
             "caption": p.caption,
             "alt": p.alt,
             "source": "data:image/svg+xml;base64," + base64.b64encode(p.svg).decode(),
@@ -93,6 +95,12 @@ def page(contents: Mapping[str, Any], pictures: Sequence[Picture] = ()) -> str:
     return environment.get_template("page.html").render(
         **contents, c=contents, pictures=shown, n=numbers, meanings=MEANINGS, json=_embedded(contents)
     )
+
+
+def _width(svg: bytes) -> int:
+    """How wide to show a picture at most, in pixels: letters of 8 to 10 points come out as large as the text beside them."""
+    found = re.search(rb'<svg[^>]*?\bwidth="([\d.]+)pt"', svg)
+    return round(1.7 * float(found.group(1))) if found else 800
 
 
 def _embedded(contents: Mapping[str, Any]) -> Any:
