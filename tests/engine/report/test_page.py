@@ -1,6 +1,7 @@
 """The report's page: the numbers of its JSON, nothing that runs or loads, and files that are whole or not there."""
 
 import base64
+import dataclasses
 import itertools
 import json
 import shlex
@@ -9,11 +10,14 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+import torch
+from torch.distributions import Uniform
 
 from engine import Parameter, Registry
 from engine.cli import main
 from engine.report.contents import report
 from engine.report.page import ReportError, page, write
+from engine.result import Status
 from modalities import Gaussian
 
 
@@ -194,3 +198,31 @@ def test_what_could_not_be_found_is_said_in_its_place(tmp_path, monkeypatch):
     assert "There is none:" in text
     assert "figures need matplotlib" in text
     assert "not identified" in text
+
+
+def test_an_estimate_that_failed_is_said_first_and_has_no_numbers(small_report, workspace):
+    fit = Registry.open(workspace).estimate()
+    nothing = torch.full_like(fit.theta, torch.nan)
+    failed = dataclasses.replace(
+        fit, status=Status.FAILED, reason="no row ended at a maximum", theta=nothing, contributions={},
+        covariance=nothing.expand(2, 2), information=nothing.expand(2, 2), log_evidence=float("nan"), trust={},
+    )  # fmt: skip
+    why = dict.fromkeys(("intervals", "tension", "shares", "posterior", "figures"), failed.reason)
+    gone = {"intervals": None, "tension": None, "shares": None, "posterior": {"status": "none", "converged": False}}
+    contents = {**small_report.contents, **gone, "estimate": failed.to_dict(), "missing": why}
+    text = page(contents)
+    main = text[text.index("<main") :]
+    assert main.index("failed</strong>") < main.index("no row ended at a maximum") < main.index("Each plugin alone")
+    assert ">nan<" not in text
+
+
+def test_a_bound_and_a_held_parameter_are_said_in_the_table(tmp_path):
+    registry = Registry.create(
+        tmp_path / "edge", [Parameter("a", Uniform(0.0, 9.0)), Parameter("b", Uniform(0.0, 9.0))]
+    )
+    registry.append("x", Gaussian(parameter_names=("a", "b"), sd=1.0), observations=[[-1.0, 2.0]])
+    found = report(registry, fixed={"b": 2.0}, draws=100, method="laplace", figures=False)
+    text = found.html()
+    assert found.contents["estimate"]["status"] == "at_bound"
+    assert "at its lower bound" in text
+    assert '<span class="soft">fixed</span>' in text
