@@ -152,9 +152,12 @@ def report(
         failed = str(fit.status) == "failed"
         names = list(fit.provenance["plugins"])
         tick(1)
-        alone = {}
+        alone: dict[str, Estimate] = {}
         if len(names) > 1:
-            alone = {n: registry.estimate(data, **{**settings, "only": n, "without": None}) for n in names}
+            for n in names:
+                own = {n: refine[n]} if isinstance(refine, Mapping) and n in refine else None
+                one = {"only": n, "without": None, "refine": own if isinstance(refine, Mapping) else refine}
+                alone[n] = registry.estimate(data, **{**settings, **one})
         tick(1)
         post, no_posterior = _tried(lambda: registry.posterior(data, method=method, draws=draws, **settings))
         tick(1)
@@ -284,7 +287,13 @@ def _repeat(registry: Registry, fit: Estimate, asked: Mapping[str, Any], source:
     words += ["--method", asked["method"], "--draws", str(asked["draws"]), "--seed", str(asked["seed"])]
     words += ["--title", asked["title"]] if asked["title"] else []
     words += ["--output", "report.html"]
-    common = [f"{k}={asked[k]!r}" for k in ("only", "without", "fixed", "refine") if asked[k] is not None]
+    common = [f"{k}={asked[k]!r}" for k in ("only", "without", "fixed") if asked[k] is not None]
+    refine, simulators = asked["refine"], []
+    if isinstance(refine, Mapping):
+        simulators.append(f"simulators = {{}}  # of {_listed(sorted(refine))}: the functions that were given")
+        common.append("refine=simulators")
+    elif refine is not None:
+        common.append(f"refine={refine}")
     common += [f"simulations={asked['simulations']}"] if refined else []
     common.append(f"seed={asked['seed']}")
     given = "registry.observed  # or the data that were given: plugin -> (N, *event_shape)"
@@ -297,11 +306,13 @@ def _repeat(registry: Registry, fit: Estimate, asked: Mapping[str, Any], source:
         "",
         f"registry = Registry.open({str(registry.path)!r}).at({registry.digest!r})",
         f"data = {given}",
+        *simulators,
         f"fit = registry.estimate({', '.join(['data', *common])})",
         f"post = registry.posterior({sampled})",
         f'assert fit.provenance["data"] == {fit.provenance.get("data")!r}',
     ]
-    return {"command": shlex.join(words), "python": "\n".join(lines)}
+    command = "" if simulators else shlex.join(words)  # functions cannot be given to a command
+    return {"command": command, "python": "\n".join(lines)}
 
 
 # -- pictures ------------------------------------------------------------------------------------------------------

@@ -226,3 +226,15 @@ def test_a_bound_and_a_held_parameter_are_said_in_the_table(tmp_path):
     assert found.contents["estimate"]["status"] == "at_bound"
     assert "at its lower bound" in text
     assert '<span class="soft">fixed</span>' in text
+
+
+def test_simulators_that_were_given_reach_their_plugins_and_the_page_says_so(workspace):
+    registry = Registry.open(workspace)
+    draw = registry.modality("one").simulate
+    found = report(registry, refine={"one": draw}, simulations=1000, draws=100, method="laplace", figures=False)
+    assert set(found.contents["alone"]) == {"both", "one"}
+    assert "refinement" in found.contents["alone"]["one"]
+    assert "refinement" not in found.contents["alone"]["both"]
+    assert found.contents["command"] == ""  # a function cannot be given to a command
+    assert "refine=simulators" in found.contents["python"]
+    assert "with the same simulators" in found.html()
