@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
     reason=f"no reference data at {SHARED}; set EVIDENCE_SHARED_DATA to the folder that has cosmology/",
 )
 CASES = ("D1_SN", "D2_BAO", "D3_CC", "D4_SN_BAO", "D5_BAO_CC", "D6_SN_CC", "D7_SN_BAO_CC")
-CHAINS = ("D1_SN", "D3_CC", "D5_BAO_CC", "D7_SN_BAO_CC")  # minutes each
+CHAINS = ("D1_SN", "D3_CC", "D5_BAO_CC")  # minutes each
 NORMAL = scipy.stats.norm()
 FRACTIONS = (0.025, 0.16, 0.5, 0.84, 0.975)
 
@@ -85,7 +85,7 @@ def compare(post: Posterior, evidence: Evidence, name: str) -> dict[str, float]:
             ):  # 4000 autocorrelated draws: and three standard errors of the quantile of a Gaussian
                 n = min(post.diagnostics["ess_bulk"], post.diagnostics["ess_tail"])
                 room += 3.0 * math.sqrt(q * (1.0 - q) / n) / NORMAL.pdf(NORMAL.ppf(q))
-            worst["quantile"] = max(worst["quantile"], abs(post.quantile(p, q) - value) / (room * sd))
+            worst["quantile"] = max(worst["quantile"], float(abs(post.quantile(p, q) - value) / (room * sd)))
     found = post.log_marginal_likelihood.value - constant(evidence, name)
     worst["log_marginal"] = abs(found - expected["log_evidence_flat_prior"]) / 0.1
     return worst
