@@ -104,6 +104,8 @@ def best_weights(still: Tensor, moved: Tensor, step: Tensor) -> Tensor | None:
     """
     P = step.shape[1]
     use = _chosen(*_moments(still, moved, step), P)
+    if len(use) == P:
+        return None
     still, moved, size = still[:, use], moved[:, use], still.shape[1]
     halves = [_moments(still[k::2], moved[k::2], step[k::2]) for k in (0, 1)]
     unit = torch.eye(len(use), P, dtype=torch.float64)
@@ -142,7 +144,7 @@ def _chosen(A: Tensor, K: Tensor, P: int) -> Tensor:
 def _moments(still: Tensor, moved: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     """The slope A (F, P) of the features' mean, and their covariance K (F, F)."""
     A = torch.linalg.solve(step.mT @ step, step.mT @ moved).mT
-    return A, torch.cov(still.mT)
+    return A, torch.cov(still.mT).reshape(len(A), len(A))
 
 
 def _weights(A: Tensor, K: Tensor) -> Tensor:

@@ -64,14 +64,15 @@ def test_the_weights_are_those_of_the_best_linear_combination():
     assert float(information) == pytest.approx(float(A.mT @ expected), rel=1e-3)
 
 
+@pytest.mark.parametrize("P", [1, 2])
 @pytest.mark.parametrize("noise", [0.0, 1.0], ids=["common numbers", "own numbers"])
-def test_features_that_know_nothing_more_are_left_out(noise):
+def test_features_that_know_nothing_more_are_left_out(noise, P):
     generator = torch.Generator().manual_seed(3)
     for _ in range(20):
-        still = torch.randn(2000, 18, generator=generator, dtype=torch.float64)
-        step = 0.5 * torch.randn(1000, 2, generator=generator, dtype=torch.float64)
-        moved = noise * math.sqrt(2) * torch.randn(1000, 18, generator=generator, dtype=torch.float64)
-        moved[:, :2] += step
+        still = torch.randn(2000, 16 + P, generator=generator, dtype=torch.float64)
+        step = 0.5 * torch.randn(1000, P, generator=generator, dtype=torch.float64)
+        moved = noise * math.sqrt(2) * torch.randn(1000, 16 + P, generator=generator, dtype=torch.float64)
+        moved[:, :P] += step
         assert best_weights(still, moved, step) is None
 
 
