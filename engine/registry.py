@@ -719,11 +719,13 @@ class Registry:
             self._entry(name)
         names = [n for n in keep if n not in drop]
         if isinstance(observations, Mapping):
-            counts = {n: int(k) for n, k in observations.items() if n in names or n not in self.plugins}
+            for name in observations:
+                self._entry(name)
+            counts = {n: int(k) for n, k in observations.items() if n in names}
         else:
             own = {n: len(x) for n, x in self.observed.items()}
             counts = {n: own.get(n, 1) if observations is None else int(observations) for n in names}
-        modalities = {n: self.modality(n) for n in counts if n in self.plugins}
+        modalities = {n: self.modality(n) for n in counts}
         return check_calibration(
             self.parameters,
             modalities,

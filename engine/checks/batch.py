@@ -27,7 +27,7 @@ from engine.posterior.weighted import effective
 from engine.search import feasible, starting_points
 from engine.unconstrained import Unconstrained
 
-__all__ = ["Weighted", "posteriors"]
+__all__: list[str] = []  # the machinery of checks
 
 _WORK = 2**22  # numbers of data that are looked at together
 _ENOUGH = 150.0  # effective draws with which one round is enough: a fraction to 0.04 at worst, at the edges far less

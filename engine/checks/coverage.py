@@ -94,7 +94,7 @@ class CalibrationCheck:
         return few and min(self.corrected.values()) >= self.level
 
     def coverage(self, level: float = 0.6827) -> tuple[float, float]:
-        """How often the region of highest density with this much of the posterior held θ*, and its standard error."""
+        """How often the region of highest density of a ``level`` of the posterior held θ*, and its standard error."""
         inside = self.fractions[:, -1] <= level
         n = max(1, len(inside))
         return float(inside.double().mean()), (level * (1.0 - level) / n) ** 0.5
@@ -162,13 +162,26 @@ def check_calibration(
         progress: Whether to show how far it is; by default, on a terminal.
 
     Raises:
-        PosteriorError: for an improper prior, a plugin that cannot simulate, or numbers that make no sense.
-        ParameterError: for discrete parameters.
+        PosteriorError: for an improper prior, a discrete parameter, a plugin that cannot simulate, or numbers that make no
+            sense.
         ModalityError: where a simulator or a scalar fails; the message names the plugin.
+
+    Example:
+        >>> from torch.distributions import Normal
+        >>> from engine import Parameter, ParameterSpace
+        >>> from modalities import Gaussian
+        >>> space = ParameterSpace([Parameter("mu", prior=Normal(0.0, 1.0))])
+        >>> check_calibration(space, {"a": Gaussian(parameter_names=("mu",), sd=1.0)}, {"a": 1}, repetitions=40).passed
+        True
     """
     if repetitions < 20 or draws < 100:
         raise PosteriorError(
             f"a check takes at least 20 repetitions of 100 draws, got {repetitions} of {draws}; 1000 of 1000 are usual"
+        )
+    if discrete := [p.name for p in parameters if p.discrete]:
+        raise PosteriorError(
+            f"calibration is checked for continuous parameters, and '{discrete[0]}' is discrete: a fraction of the posterior below "
+            "a value is not uniform there; check a registry without it"
         )
     refuse_improper(parameters, {})
     given = dict(simulate or {})

@@ -40,6 +40,12 @@ class PredictiveCheck:
         skipped: Plugins that cannot simulate.
         draws: How many.
         seed: Of the simulations.
+
+    Example:
+        >>> zero, more = torch.zeros(4), torch.tensor([-1.0, -2.0, -3.0, 1.0])
+        >>> found = PredictiveCheck({"a": zero}, {"a": more}, (), draws=4, seed=0)
+        >>> found.shares["a"], found.p_values["a"]
+        (0.75, 0.5)
     """
 
     observed: Mapping[str, Tensor]

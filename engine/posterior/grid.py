@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from engine.posterior.found import Found
@@ -81,7 +82,9 @@ def grid(target: Target, modes: Modes | None, draws: int, generator: torch.Gener
         finer = _halved(target, columns, level, curvature)
         if finer is None:
             break
-        change, agreed = abs(finer.integral - level.integral), _agree(level, finer)
+        rim = 0.5 * float(normalise(finer.value).exp()[_beside(finer, impossible=False)].sum())
+        change = max(abs(finer.integral - level.integral), rim)  # a cell that an edge cuts counts whole, or not at all
+        agreed = _agree(level, finer) and rim <= _AGREE[0]
         level, refinements = finer, refinements + 1
     if not agreed:
         problems.append(f"successive grids do not agree: log ∫ changes by {change:.2g} at {len(level.value):,} cells")
@@ -199,12 +202,25 @@ def _halved(target: Target, columns: list[int], level: _Level, curvature: Tensor
     kept = level.value > level.value.max() - _DEPTH - 4.0 * vary
     if vary > 4.0:  # so coarse that no cell may be judged by its middle
         kept = torch.ones_like(kept)
+    kept = kept | _beside(level, impossible=True, of=kept)  # an edge may cut them
     corners = torch.tensor(list(itertools.product((-0.25, 0.25), repeat=F)), dtype=torch.float64)
     middle = level.middle[kept]
     if len(middle) * len(corners) > _NODES:
         return None
     fresh = (middle[:, None] + corners * level.step).reshape(-1, F)
     return _Level(fresh, target.log_posterior(_complete(target, columns, fresh)), half)
+
+
+def _beside(level: _Level, impossible: bool, of: Tensor | None = None) -> Tensor:
+    """Which impossible cells touch possible ones (``of`` them), or which possible ones touch impossible ones, (M,)."""
+    cut = level.value == -math.inf
+    out = torch.zeros_like(cut)
+    mine, others = (cut, ~cut if of is None else of & ~cut) if impossible else (~cut, cut)
+    if bool(mine.any()) and bool(others.any()):
+        at = (level.middle / level.step).numpy()
+        gap, _ = KDTree(at[others.numpy()]).query(at[mine.numpy()], p=math.inf, distance_upper_bound=1.5)
+        out[mine] = torch.from_numpy(gap < 1.5)
+    return out
 
 
 def _agree(coarse: _Level, fine: _Level) -> bool:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []  # the machinery of posteriors: see engine.posterior
 
+_LOOKED = 512  # points of the prior at which a part that goes is looked at, and as many of the draws
 _ESS = 100.0  # a mean to a tenth of a standard deviation
 
 
@@ -115,7 +116,8 @@ def removed(post: Posterior, names: Sequence[str], recompute: bool | None) -> Po
     kept = [n for n in source.used if n not in names]
     part = Evidence(post.parameters, gone, _less(source.used, kept))
     listed = ", ".join(f"'{n}'" for n in names)
-    out = _weighted(post, part, -1.0, recompute, f"re-weighted without {listed}")
+    why = "" if recompute is False else _blind(post, part)
+    out = why or _weighted(post, part, -1.0, recompute, f"re-weighted without {listed}")
     if isinstance(out, str):
         return _again(source.registry, observations, source.settings, out)
     known = replace(
@@ -184,6 +186,23 @@ def _weighted(post: Posterior, part: Evidence, sign: float, recompute: bool | No
         _pool=None,
         _base=(status, reason),
     )
+
+
+def _blind(post: Posterior, part: Evidence) -> str:
+    """Why draws cannot say what was there before a part came; empty where they can.
+
+    A grid ends where its posterior did, and no draws lie where the part is impossible.
+    """
+    if post._marginal is not None and post._marginal.method == "exact":
+        return ""
+    if post.method == "grid":
+        return "a grid ends where its posterior did"
+    space = post.parameters
+    some = torch.cat([post.points[:_LOOKED], space.sample_prior(_LOOKED, post.seed)])
+    some[:, [space.index(n) for n in post.fixed]] = torch.tensor(list(post.fixed.values()), dtype=torch.float64)
+    if bool((_scalars(part, some) == -math.inf).any()):
+        return f"draws never were where {', '.join(repr(n) for n in part.modalities)} is impossible"
+    return ""
 
 
 def _scalars(part: Evidence, points: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch.distributions import Gamma, Normal, Uniform
+from torch.distributions import Categorical, Gamma, Normal, Uniform
 
 from engine import Modality, ModalityError, Parameter, ParameterSpace, PosteriorError, Registry
 from engine.checks import check_calibration
@@ -129,6 +129,9 @@ def test_what_cannot_be_checked_is_refused():
         check_calibration(LINE, BOTH, {"nothing": 1})
     with pytest.raises(PosteriorError, match="at least one observation"):
         check_calibration(LINE, BOTH, {"near": 0})
+    kinds = ParameterSpace([*LINE, Parameter("kind", prior=Categorical(torch.ones(2) / 2))])
+    with pytest.raises(PosteriorError, match="'kind' is discrete"):
+        check_calibration(kinds, {"near": NEAR}, {"near": 1})
     with pytest.raises(PosteriorError, match="flat"):
         check_calibration(ParameterSpace([Parameter("mu")]), {"near": NEAR}, {"near": 1})
     with pytest.raises(ModalityError, match="the simulator of plugin 'near'"):

@@ -331,3 +331,26 @@ def test_everything_is_there_as_plain_values() -> None:
     assert said["parameters"]["mu"]["mean"] == post.mean["mu"]
     assert said["values"]["mu"] == post.draws["mu"].tolist()
     assert said["log_marginal_likelihood"]["error"] > 0
+
+
+class Edge(Gaussian):
+    """A Gaussian that is impossible below ½."""
+
+    def log_evidence(self, x, theta):
+        return torch.where(theta[..., 0] < 0.5, -torch.inf, super().log_evidence(x, theta))
+
+
+@pytest.mark.parametrize("x", [-1.0, 0.0, 2.0])
+@pytest.mark.parametrize("method", ["grid", "importance"])
+def test_an_edge_that_no_bound_tells_of_is_no_trouble(x, method):
+    """The posterior of N(0, 3) and N(x | mu, 1) above ½: a truncated normal."""
+    from scipy import stats
+
+    space = ParameterSpace([Parameter("mu", Normal(0.0, 3.0))])
+    evidence = Evidence(space, {"a": Edge(parameter_names=("mu",), sd=1.0)}, {"a": [[x]]}, prior=True)
+    post = posterior(evidence, method=method, draws=2000, seed=1)
+    mean, sd = 0.9 * x, 0.9**0.5
+    law = stats.truncnorm((0.5 - mean) / sd, math.inf, mean, sd)
+    noise = 0.0 if method == "grid" else 5.0 / math.sqrt(post.diagnostics["ess"])
+    assert post.mean["mu"] == pytest.approx(law.mean(), abs=(0.005 + noise) * law.std())
+    assert post.sd["mu"] == pytest.approx(law.std(), rel=0.005 + noise)
