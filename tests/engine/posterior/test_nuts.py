@@ -108,8 +108,7 @@ def test_importing_the_engine_imports_none_of_the_heavy_libraries() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.slow
-def test_twenty_correlated_parameters_by_every_method_that_takes_them() -> None:
+def test_twenty_correlated_parameters_by_laplace_and_importance() -> None:
     generator = torch.Generator().manual_seed(5)
     root = torch.randn(20, 20, generator=generator, dtype=torch.float64)
     covariance = root @ root.mT / 20 + 0.05 * torch.eye(20)
@@ -122,7 +121,7 @@ def test_twenty_correlated_parameters_by_every_method_that_takes_them() -> None:
     exact = torch.linalg.inv(torch.linalg.inv(covariance) + torch.eye(20))
     mean = exact @ torch.linalg.solve(covariance, x)
     law = torch.distributions.MultivariateNormal(torch.zeros(20).double(), covariance + torch.eye(20))
-    for method in ("laplace", "importance", "nuts"):
+    for method in ("laplace", "importance"):
         post = posterior(evidence, method=method, draws=2000, seed=2)
         assert post.status == "converged", post.reason
         n = post.diagnostics.get("ess_bulk", post.diagnostics.get("ess"))
