@@ -337,9 +337,7 @@ def coverage_table(
                 {k: (lambda x, t, m=m: score_rows(m, x, t)) for k, m in modalities.items()},
                 {k: (lambda x, t, m=m: _values(m, x, t)) for k, m in modalities.items()},
             )
-        few = min(
-            datasets, max(20, 300_000 // (N * len(kinds)))
-        )  # of plain sums, whose errors are many times their sd
+        few = min(datasets, max(20, 300_000 // (N * len(kinds))))  # of plain sums, whose errors are many times their sd
         for label, (scores, values) in contenders.items() if N <= 10_000 else ():
             start = time.perf_counter()
             some = {k: x[:few] for k, x in data.items()}
