@@ -342,8 +342,11 @@ def _chunk(
         tried = _distinct(tried.joined(search_few.run(item, theta, few, (seed, 1))), bad, space)
         seen = search_few.fit(tried, (seed, 3))
         best, rivals, _ = _choose(judge, tried, seen, space, last - first)
-    likeness = (_likeness(seen)[best] if told else torch.ones(last - first)).tolist()
     alive = torch.unique(tried.item)  # without data sets that the raw scalars call impossible everywhere
+    likeness = [1.0] * (last - first)
+    if told:
+        for b, p in zip(alive.tolist(), _likeness(seen)[best[alive]].tolist(), strict=True):
+            likeness[b] = p
     rows = search_few.blank(torch.arange(last - first), middle.repeat(last - first, 1))
     final = solver(None)
     rows = rows.replaced(alive, final.run(alive, tried.theta[best[alive]], simulations, (seed, 2)))
