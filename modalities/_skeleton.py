@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions import Transform
+from torch.distributions.transforms import _InverseTransform  # pyright: ignore[reportPrivateUsage]
 
 from engine.errors import ModalityError, RegistryError, UntrustedError
 
@@ -219,8 +220,12 @@ def _encode(value: Any, where: str) -> Any:
     if isinstance(value, nn.Module):
         raise ModalityError(f"'{where}' is a module that is not registered as a child; it cannot be written down")
     name = _name_of(type(value), where)
-    # torch's transforms keep a weak reference to their inverse, which their own __getstate__ leaves out
-    state = value.__getstate__() if isinstance(value, Transform) else getattr(value, "__dict__", None)
+    state = getattr(value, "__dict__", None)
+    if isinstance(state, dict) and isinstance(value, Transform) and not isinstance(value, _InverseTransform):
+        state = {
+            **state,
+            "_inv": None,
+        }  # made when it is asked for; Pyro takes torch's own __getstate__, which said so, away
     if not isinstance(state, dict):
         raise ModalityError(f"'{where}' is a {type(value).__name__}, which cannot be written down")
     return {"object": name, "attributes": {k: _encode(v, f"{where}.{k}") for k, v in state.items()}}

@@ -77,6 +77,8 @@ def test_a_posterior_in_unconstrained_coordinates_is_kept_too(tmp_path):
     box = Independent(Uniform(torch.tensor([-0.1, -4.0]), torch.tensor([1.1, 4.0])), 1)
     for name in ("zuko_maf", "mdn"):
         estimator = built("posterior", name, X, z_score_theta="transform_to_unconstrained", x_dist=box)
+        import pyro.distributions  # noqa: F401  (which takes torch's own __getstate__ of transforms away)
+
         modality = from_sbi(estimator, box, ("a", "b"))
         with torch.no_grad():
             expected = estimator.log_prob(THETA[None], condition=X)[0] + math.log(1.2 * 8.0)
