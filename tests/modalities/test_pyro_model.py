@@ -178,7 +178,7 @@ def test_it_passes_the_battery_and_comes_back_from_its_folder(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", list(CASES)[:8])
 def test_it_passes_the_battery_with_many_simulations(name):
     modality, theta = CASES[name]
     check_modality(modality, theta, simulations=10_000)
@@ -391,16 +391,6 @@ def test_the_scatter_of_scores_over_seeds_is_the_noise_that_is_told():
     ratio = (scores.T.cov() / told)[0, 0].sqrt()
     assert 0.6 < float(ratio) < 1.5  # 24 seeds know a standard deviation to 15 %
     assert float(told[1, 1]) < 1e-20  # b alone scales the rates, which moves the draws along and leaves their weights
-
-
-@pytest.mark.slow
-def test_the_scatter_of_estimates_over_seeds_is_the_covariance_that_is_told():
-    fits = [fitted(400, seed) for seed in range(100)]
-    assert all(fit.converged for fit in fits)
-    scatter = torch.stack([fit.theta for fit in fits]).T.cov()
-    told = torch.stack([fit.monte_carlo_covariance for fit in fits]).mean(0)
-    ratio = (scatter.diagonal() / told.diagonal()).sqrt()
-    assert bool(((ratio > 0.8) & (ratio < 1.25)).all()), ratio  # 100 seeds know a standard deviation to 7 %
 
 
 def test_an_estimate_is_that_of_the_closed_form_and_says_so_where_the_draws_move_it():

@@ -63,7 +63,7 @@ class TwoPeaks(Modality):
         t, s = theta[..., 0], self.spread
         low = math.log(0.3) - 0.5 * ((t + 3.0) / s) ** 2
         high = math.log(0.7) - 0.5 * ((t - 3.0) / s) ** 2
-        return torch.logaddexp(low, high) - math.log(s * math.sqrt(2 * math.pi)) + 0.0 * x
+        return torch.logsumexp(torch.stack([low, high]), 0) - math.log(s * math.sqrt(2 * math.pi)) + 0.0 * x
 
 
 @dataclass(frozen=True)
