@@ -72,23 +72,29 @@ class Densities:
     def value(self, theta: Tensor, items: Tensor) -> Tensor:
         """log π + S (K,) of data sets ``items`` (K,) at theta (K, P); −∞ where the prior has no mass."""
         out = torch.full((len(theta),), -math.inf, dtype=torch.float64)
-        fine = torch.isfinite(theta).all(-1)
-        fine[fine.clone()] = torch.isfinite(self.space.log_prior(theta[fine]))
-        for rows in fine.nonzero()[:, 0].split(self.rows):
+        for rows in self._possible(theta).nonzero()[:, 0].split(self.rows):
             out[rows] = self.ensemble.value(theta[rows], items[rows])
         return out.nan_to_num(nan=-math.inf)
 
     def derivatives(self, z: Tensor, items: Tensor) -> Derivatives:
-        """The log density of z (K, D) of data sets ``items`` (K,), with its gradient and −∇²."""
-        parts = []
-        for rows in torch.arange(len(z)).split(max(1, self.rows // 8)):
-            at = self.ensemble.derivatives(self.map.to_natural(z[rows]).detach(), items[rows])
-            parts.append(pulled_back(z[rows], self.map.to_natural, self.map.log_abs_det_jacobian, at))
-        names = ("value", "score", "information", "resolution")
-        value, score, J, resolution = (torch.cat([getattr(p, n) for p in parts]) for n in names)
-        return Derivatives(
-            value.nan_to_num(nan=-math.inf), score.nan_to_num(0.0, 0.0, 0.0), J.nan_to_num(0.0, 0.0, 0.0), resolution
-        )
+        """The log density of z (K, D) of data sets ``items`` (K,), with its gradient and −∇²; −∞ where θ is not possible."""
+        K, D = z.shape
+        value, resolution = torch.full((K,), -math.inf, dtype=torch.float64), torch.zeros(K, dtype=torch.float64)
+        score, information = torch.zeros_like(z), torch.zeros(K, D, D, dtype=torch.float64)
+        theta = self.map.to_natural(z).detach()
+        for rows in self._possible(theta).nonzero()[:, 0].split(max(1, self.rows // 8)):
+            at = self.ensemble.derivatives(theta[rows], items[rows])
+            found = pulled_back(z[rows], self.map.to_natural, self.map.log_abs_det_jacobian, at)
+            value[rows], score[rows] = found.value, found.score
+            information[rows], resolution[rows] = found.information, found.resolution
+        score, information = score.nan_to_num(0.0, 0.0, 0.0), information.nan_to_num(0.0, 0.0, 0.0)
+        return Derivatives(value.nan_to_num(nan=-math.inf), score, information, resolution)
+
+    def _possible(self, theta: Tensor) -> Tensor:
+        """Which θ (K, P) are finite and have mass in the prior: plugins are asked of no others."""
+        fine = torch.isfinite(theta).all(-1)
+        fine[fine.clone()] = torch.isfinite(self.space.log_prior(theta[fine]))
+        return fine
 
     def one(self, b: int) -> _One:
         """The density of one data set."""

@@ -46,6 +46,8 @@ _NUMBERS = 2**23  # that are multiplied out at once
 _CUBIC = 0.1  # of the parameter's scale: widths from which cubes take part
 _PILOT = 0.2  # of the simulations, or so many at most, to see which combination of features is best:
 _ENOUGH = 4000
+_INNER = 0.1  # widths to the ends of the pairs which tell that,
+_SAME = 0.5  # if their scores differ by no more than this of their variance: by 2, where they have nothing in common
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +215,8 @@ class SimulatedLaws:
         alone = reflected(reference + (y @ stretched(width)) * self.prior.scale, self.prior)
         ends = paired_theta(reference, (step @ stretched(reach)) * self.prior.scale, self.prior)
         pilot = min(_ENOUGH, round(_PILOT * simulations)) // 4
-        weights = self._weights(reference, [end[:pilot] for end in ends], 2 * pilot, seed)
+        near = paired_theta(reference, (step[:pilot] @ stretched(_INNER * width)) * self.prior.scale, self.prior)
+        weights = self._weights(reference, near, [end[:pilot] for end in ends], 2 * pilot, seed)
         rows, u, lost = self._scores(alone, reference, seed, 1, weights)
         found = [self._scores(end, reference, seed, 2, weights) for end in ends]
         self.excluded += lost + sum(part[2] for part in found)
@@ -249,17 +252,27 @@ class SimulatedLaws:
         made = len(u) + 2 * len(difference)
         return Law(reference, frame, powers, c, covariance, K, made, weights)
 
-    def _weights(self, reference: Tensor, ends: list[Tensor], n: int, seed: tuple[int, ...]) -> Tensor | None:
-        """The best combination of features at a reference by simulations of its own: n there, and pairs at ``ends``."""
+    def _weights(
+        self, reference: Tensor, near: list[Tensor], far: list[Tensor], n: int, seed: tuple[int, ...]
+    ) -> Tensor | None:
+        """The best combination of features at a reference by simulations of its own: n there, and pairs.
+
+        Slopes are those of pairs so near that means are straight lines between them, where a simulator adds the same to both
+        ends of a pair; where it does not, ends that are ``far`` from each other tell more.
+        """
         if n < self.combination.fewest:
             return None
         take = self.combination.features
         still = self._measured(reference.expand(n, -1), reference, seed, 4, take)[1]
-        found = [self._measured(end, reference, seed, 5, take) for end in ends]
-        _, ends, moved = paired(found, ends)
-        step = ends[0] - ends[1]
-        apart = (step != 0).all(-1)  # a held component, or a bound, may leave none
-        return best_weights(still, moved[apart], step[apart])
+        for part, ends in enumerate((near, far)):
+            found = [self._measured(end, reference, seed, 5 + part, take) for end in ends]
+            _, ends, moved = paired(found, ends)
+            step = ends[0] - ends[1]
+            apart = (step != 0).all(-1)  # a held component, or a bound, may leave none
+            P = len(reference)
+            if part or float((moved[:, :P].var(0) / still[:, :P].var(0).clamp_min(1e-300)).amax()) < _SAME:
+                return best_weights(still, moved[apart], step[apart])
+        return None
 
     def expected(self, theta: Tensor, roots: Tensor, seed: tuple[int, ...]) -> tuple[Tensor, Tensor | None, int]:
         """The mean (F,) and covariance (F, F) of :func:`features` of n simulations at theta (P,), and n."""

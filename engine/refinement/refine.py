@@ -43,7 +43,7 @@ _WORSE = 50.0  # nats below the best raw maximum (of the screened part) that are
 _ALIKE = 5.0  # nats of S̃ within which the raw sum decides
 _RIVAL = 3.0  # nats within which another root is worth a word
 _UNLIKE = 1e-2  # the chance of data as unlike those of a root, below which others are looked for
-_DOUBTFUL = 1e-3  # the chance of so bad a fit at the end, below which the same is done
+_DOUBTFUL = 1e-2  # the chance of so bad a fit at the end, below which the same is done
 _EVERYWHERE = 12  # points of the prior to look from
 _TESTED = 0.01  # the variance of a residual, in units of its score's, below which θ̂ takes all of it
 _MORE = (4, 16)  # times the simulations, for data sets that so far did not settle or have too much noise
@@ -349,7 +349,9 @@ def _chunk(
             likeness[b] = p
     rows = search_few.blank(torch.arange(last - first), middle.repeat(last - first, 1))
     final = solver(None)
-    rows = rows.replaced(alive, final.run(alive, tried.theta[best[alive]], simulations, (seed, 2)))
+    begun = tried.pick(best[alive])
+    known = torch.where(begun.done[:, None, None], begun.covariance, search_few.blank(alive, begun.theta).covariance)
+    rows = rows.replaced(alive, final.run(alive, begun.theta, simulations, (seed, 2), known))
     for more in _MORE if told else ():
         shaky = alive[~rows.done[alive] | (_share_of_noise(rows)[alive] > NOISE)]
         if not len(shaky):

@@ -128,15 +128,20 @@ class Solver:
         self.held = (inside.lower >= inside.upper) | idle
         self.columns = {name: torch.tensor(space.indices(m.parameter_names)) for name, m in sorted(learned.items())}
 
-    def run(self, item: Tensor, theta: Tensor, simulations: int, seed: tuple[int, ...]) -> Rows:
+    def run(
+        self, item: Tensor, theta: Tensor, simulations: int, seed: tuple[int, ...], covariance: Tensor | None = None
+    ) -> Rows:
         """Searches of data sets ``item`` (R,) from theta (R, P), until each has settled or given up.
 
         Arguments:
             item, theta: Where they start.
             simulations: For each law that is made by simulation.
             seed: Of the simulations; the same in every round, so that what they add moves as little as θ does.
+            covariance: Of θ̂, as far as it is known, (R, P, P), for the width of the first simulations.
         """
         rows = self.blank(item, theta)
+        if covariance is not None:
+            rows.covariance = covariance.clone()
         damping = torch.ones(len(theta), dtype=torch.float64)
         for number in range(_ROUNDS):
             live = (~rows.done).nonzero()[:, 0]

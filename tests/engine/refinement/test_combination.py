@@ -8,6 +8,7 @@ from torch.distributions import Uniform
 
 from engine import Modality, Parameter, ParameterSpace, Registry, Status
 from engine.refinement.combination import Combination, best_weights
+from engine.refinement.law import SimulatedLaws
 
 BOX = ParameterSpace([Parameter("a", Uniform(-1.0, 1.0))])
 
@@ -48,6 +49,39 @@ def test_what_the_scalar_knows_beside_its_score_is_used(tmp_path):
     assert (fits.theta[:, 0] - efficient).abs().max() < 5.0 * math.sqrt(variance * 2 * N / n) + 0.3 * math.sqrt(
         variance
     )
+
+
+class Flat(Modality):
+    """−½ (x₁ − a)² − ½ (x₂ − g(a))² of x ~ N((a, sin 14a), 1), with g flat at 0 alone: the score there has 1/197 of the information."""
+
+    learned = True
+
+    def __init__(self):
+        super().__init__(("a",), event_shape=(2,))
+
+    def log_evidence(self, x, theta):
+        a = theta[..., 0]
+        g = torch.sin(14.0 * a) - 14.0 * a * torch.exp(-((30.0 * a).square()))
+        return -0.5 * (x[..., 0] - a).square() - 0.5 * (x[..., 1] - g).square()
+
+
+def waves(theta, generator=None):
+    theta = theta.double()
+    return torch.cat([theta, torch.sin(14.0 * theta)], -1) + both(torch.zeros_like(theta), generator)
+
+
+@pytest.mark.parametrize("width", [0.01, 0.08])
+def test_the_best_combination_does_not_depend_on_how_far_simulations_are_spread(width):
+    """A straight line through a wave is too shallow: slopes are told by pairs that are near each other."""
+    laws = SimulatedLaws("f", Flat(), waves, BOX)
+    at = torch.zeros(1, 1).double()
+    (law,) = laws.laws(at, torch.full((1, 1, 1), width**2).double(), 20_000, (1,))
+    assert law.weights is not None
+    rows, h = torch.zeros(20_000, 1).double(), 1e-4
+    ends = [waves(rows + e, torch.Generator().manual_seed(5)) for e in (h, 0.0, -h)]
+    up, still, down = (laws.combination.measured(x, rows, law.weights)[:, 0] for x in ends)
+    information = float((up - down).mean() / (2.0 * h)) ** 2 / float(still.var())
+    assert information == pytest.approx(1.0 + 14.0**2, rel=0.1)
 
 
 def test_the_weights_are_those_of_the_best_linear_combination():
