@@ -118,10 +118,10 @@ def _usable(target: Target, start: Tensor) -> bool:
 
 def _root(information: Tensor, scale: Tensor) -> Tensor:
     """L with L Lᵀ the inverse of information (M, D, D), none wider than the prior's scale (D,) in any direction."""
-    scaled = information * scale * scale[:, None]
-    values, vectors = torch.linalg.eigh(scaled)
-    covariance = (vectors / values.abs().clamp_min(1.0)[:, None]) @ vectors.mT * scale * scale[:, None]
-    return torch.linalg.cholesky(covariance)
+    values, vectors = torch.linalg.eigh(information * scale * scale[:, None])
+    half = scale[:, None] * vectors / values.abs().clamp_min(1.0).sqrt()[:, None]
+    upper = torch.linalg.qr(half.mT).R  # half halfᵀ is the covariance, however narrow it is in some direction
+    return (upper * torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)[..., None]).mT
 
 
 def _separate(modes: Modes) -> Modes:
