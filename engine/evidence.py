@@ -426,7 +426,7 @@ class Evidence:
                 total = torch.zeros(len(local), len(local), dtype=torch.float64)
                 for measured, count in masks:
                     given = {} if measured is None else {"measured": measured}
-                    total += count * _checked(name, modality, local.to(term.dtype), given)
+                    total += count * checked_information(name, modality, local.to(term.dtype), given)
             elif modality.has_simulator:
                 total = torch.cov(self._simulated_scores(term, local, masks, simulations, seed).T).reshape(
                     len(local), -1
@@ -478,7 +478,7 @@ class Evidence:
         return torch.cat(rows)
 
 
-def _checked(name: str, modality: Modality, theta: Tensor, given: Mapping[str, Any]) -> Tensor:
+def checked_information(name: str, modality: Modality, theta: Tensor, given: Mapping[str, Any]) -> Tensor:
     """The expected information of one observation at local θ (P_m,), refused where it is no such matrix."""
     try:
         one = modality.expected_information(theta, **given)

@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 
 import typer
 
-from engine.cli import answers, checks, ledger, posterior, report, tension, training
+from engine.cli import answers, checks, forecast, ledger, posterior, report, tension, training
 from engine.cli.console import refuse
 
 __all__ = ["app", "main"]
@@ -36,6 +36,7 @@ for name, command in {
     "estimate": answers.estimate,
     "posterior": posterior.posterior,
     "tension": tension.tension,
+    "forecast": forecast.forecast,
     "report": report.report,
     "check": checks.check,
 }.items():
