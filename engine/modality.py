@@ -77,6 +77,9 @@ class Modality(nn.Module):
     concave: bool = False
     #: Whether s was learned from simulations or labelled pairs, so that it is as good as its certificate says.
     learned: bool = False
+    #: The plugins whose observations it reads, joined entry by entry in this order, where it has none of its own: see
+    #: ``modalities.Interaction``. Observation i of all of them belongs to one unit.
+    parts: tuple[str, ...] = ()
     #: Units that the modality takes for granted, by parameter name; the registry refuses any other.
     parameter_units: Mapping[str, str] = {}
 

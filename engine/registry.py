@@ -28,6 +28,7 @@ from engine.errors import ObservationError, RegistryError, UnknownPluginError
 from engine.estimate import estimate
 from engine.evidence import Evidence
 from engine.hypotheses import Comparison, compare, probabilities
+from engine.information.dependence import Dependence, Pairs, with_dependence
 from engine.layer import EstimationLayer
 from engine.learning.simulator import Simulate
 from engine.ledger import ConstraintEntry, Ledger, PluginEntry, Verification
@@ -431,6 +432,7 @@ class Registry:
         without: Names | None = None,
         refine: bool | Mapping[str, Simulate] | None = None,
         simulations: int = 20_000,
+        dependence: bool | Dependence | Pairs = False,
         covariance: str = "auto",
         start: Mapping[str, float] | Tensor | None = None,
         fixed: Mapping[str, float] | None = None,
@@ -449,8 +451,11 @@ class Registry:
                 those that came with a simulator or are calibrated; True demands it of every learned one; a mapping
                 gives simulators ``simulator(theta, generator)`` by name; False takes all as they are.
             simulations: For each refined plugin and reference point.
+            dependence: True says that observation i of every plugin belongs to one unit, and tests whether the plugins are
+                independent given θ, as their sum takes for granted (:func:`engine.information.dependence`). Simulated pairs, or a
+                function that simulates them, are tested instead where the data are few; what was found before is used as it is.
             covariance: ``"observed"``, ``"expected"`` or ``"godambe"``; ``"auto"`` is the observed one, or Godambe's where
-                a certificate says that a scalar's curvature is not the variance of its score.
+                a certificate says that a scalar's curvature is not the variance of its score, or plugins depend on each other.
             start, fixed, screen, polish, seed: See :func:`engine.estimate.estimate`.
             progress: Whether to show how many simulations a refinement has made; by default, on a terminal.
 
@@ -472,7 +477,10 @@ class Registry:
             fit = estimate(evidence, screen=screen, polish=polish, provenance=provenance, **settings)
         counts = {n: torch.tensor([k]) for n, k in evidence.observations.lengths.items()}
         plugins = self._trusted(evidence.modalities, laws, counts)
-        return judged(fit, plugins, Single(evidence.observations).blocks, godambe=covariance == "auto")
+        fit = judged(fit, plugins, Single(evidence.observations).blocks, godambe=covariance == "auto")
+        if dependence is not False:
+            fit = with_dependence(fit, evidence, dependence, godambe=covariance == "auto", seed=seed)
+        return fit
 
     def _trusted(
         self, modalities: Mapping[str, Modality], laws: Mapping[str, Laws], counts: Mapping[str, Tensor]

@@ -48,6 +48,7 @@ class Status(StrEnum):
     OUTSIDE_DOMAIN = "outside_domain"  #: θ̂ or the data lie outside what a learned plugin was trained on
     BEYOND_CERTIFICATE = "beyond_certificate"  #: more observations than the certificates of learned plugins carry
     UNCERTIFIED = "uncertified"  #: a learned plugin of which nobody knows the bias
+    DEPENDENT = "dependent"  #: parts that the sum takes for independent given θ, and that are not
     FAILED = "failed"  #: no maximum was found; θ̂ is NaN
 
 
@@ -99,6 +100,7 @@ class Estimate:
         fixed: Parameters that were held, with their values.
         trust: Plugin -> what its certificate says of its part here (:class:`engine.trust.Trust`).
         refinement: How learned scalars were refined (:class:`engine.refinement.Refinement`); None where none was.
+        dependence: Which parts depend on each other (:class:`engine.information.Dependence`); None where it was not asked.
         rank: The smallest scaled eigenvalue of the information that counts as curvature.
 
     Example:
@@ -132,6 +134,7 @@ class Estimate:
     fixed: Mapping[str, float] = field(default_factory=dict)
     trust: Mapping[str, Any] = field(default_factory=dict)
     refinement: Any = None
+    dependence: Any = None
     rank: float = 1e-10
     _face: Face | None = field(default=None, repr=False, compare=False)
     _evidence: Evidence | None = field(default=None, repr=False, compare=False)
@@ -374,6 +377,7 @@ class Estimate:
                 else {}
             ),
             **({"refinement": self.refinement.to_dict()} if self.refinement is not None else {}),
+            **({"dependence": self.dependence.to_dict()} if self.dependence is not None else {}),
         }
 
     def to_json(self, indent: int | None = 2) -> str:

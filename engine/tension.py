@@ -36,6 +36,7 @@ from torch import Tensor
 from engine.errors import EstimateError
 from engine.estimate import estimate
 from engine.evidence import Evidence
+from engine.holm import holm
 from engine.identified import Determined, Frame, common, frame_of
 from engine.result import Estimate, Status
 from engine.shifts import Shift, chance, nested, number, shifted
@@ -528,12 +529,8 @@ class _Comparison:
 def _adjusted(pulls: dict[str, Pull]) -> dict[str, Pull]:
     """With Holm's correction; of two parts, which make one test, without."""
     tested = {n: p for n, q in pulls.items() if (p := q.test.p_value) is not None and q.test.dof}
-    order = sorted(tested, key=lambda n: (tested[n], n))
-    running, adjusted = 0.0, {}
-    for i, name in enumerate(order):
-        count = 1 if len(pulls) == 2 else len(order) - i
-        running = max(running, min(1.0, count * tested[name]))
-        adjusted[name] = running
+    p = list(tested.values())
+    adjusted = dict(zip(tested, p if len(pulls) == 2 else holm(p).tolist(), strict=True))
     return {n: replace(q, adjusted=adjusted.get(n, q.test.p_value)) for n, q in pulls.items()}
 
 

@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
@@ -27,6 +26,7 @@ from engine.checks.batch import Densities, Weighted, posteriors, trusted
 from engine.datasets import DataSets
 from engine.ensemble import Ensemble
 from engine.errors import PosteriorError
+from engine.holm import holm
 from engine.learning.simulator import Simulate, draw, generator_of
 from engine.modality import Modality
 from engine.parameters import ParameterSpace
@@ -85,7 +85,7 @@ class CalibrationCheck:
     def corrected(self) -> dict[str, float]:
         """The same after Holm's correction for as many tests."""
         p = self.p_values
-        return dict(zip(p, holm(np.array(list(p.values()))).tolist(), strict=True))
+        return dict(zip(p, holm(list(p.values())).tolist(), strict=True))
 
     @property
     def passed(self) -> bool:
@@ -283,12 +283,3 @@ def _fractions(one: Weighted, truth: Tensor, near: Tensor, density: Tensor, scal
     inner = (w * (far < ((truth - near) / scale).square().sum())).sum()
     higher = (w * (one.density > density)).sum()
     return torch.cat([below, torch.stack([inner, higher])]).clamp(0.0, 1.0)
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's correction of p-values (n,)."""
-    order = np.argsort(p)
-    corrected = np.maximum.accumulate(np.minimum(1.0, (len(p) - np.arange(len(p))) * p[order]))
-    out = np.empty_like(corrected)
-    out[order] = corrected
-    return out

@@ -30,6 +30,10 @@ def estimate(
         typer.Option("--refine/--raw", help="Refine every learned plugin, or none; by default, those that can be."),
     ] = None,
     simulations: Annotated[int, typer.Option("--simulations", min=1000, help="For each refined plugin.")] = 20_000,
+    paired: Annotated[
+        bool,
+        typer.Option("--paired", help="Observation i of every plugin belongs to one unit: test whether they depend."),
+    ] = False,
     alone: Annotated[bool, typer.Option("--alone/--no-alone", help="Also fit each plugin on its own.")] = True,
     seed: Annotated[int, typer.Option("--seed", help="Of the starting points.")] = 0,
     as_json: AsJson = False,
@@ -49,7 +53,7 @@ def estimate(
             "refine": refine,
             "simulations": simulations,
         }
-        fit = registry.estimate(found, only=only, without=without, **settings)
+        fit = registry.estimate(found, only=only, without=without, dependence=paired, **settings)
         singles = {}
         if alone and len(fit.provenance["plugins"]) > 1:
             singles = {name: registry.estimate(found, only=name, **settings) for name in fit.provenance["plugins"]}

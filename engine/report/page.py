@@ -38,6 +38,7 @@ MEANINGS = {
     "outside_domain": "a learned plugin is used outside of what it was trained on",
     "beyond_certificate": "more observations than the certificates of learned plugins carry",
     "uncertified": "nobody knows the bias of a learned plugin",
+    "dependent": "parts that the sum takes for independent are not",
     "failed": "no answer was found",
     "unreliable": "a diagnostic of the sampler failed",
     "interrupted": "stopped before all draws were finished",

@@ -30,6 +30,7 @@ _COLOURS = {
     "outside_domain": "red",
     "beyond_certificate": "red",
     "uncertified": "red",
+    "dependent": "red",
     "failed": "bold red",
 }
 

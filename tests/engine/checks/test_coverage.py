@@ -8,7 +8,7 @@ from torch.distributions import Categorical, Gamma, Normal, Uniform
 
 from engine import Modality, ModalityError, Parameter, ParameterSpace, PosteriorError, Registry
 from engine.checks import check_calibration
-from engine.checks.coverage import holm
+from engine.holm import holm
 from modalities import Gaussian, PoissonCounts
 
 LINE = ParameterSpace([Parameter("mu", prior=Normal(0.0, 1.0))])

@@ -1,0 +1,345 @@
+r"""Do the parts of a sum depend on each other given θ? Where they do, adding counts something twice.
+
+Adding is right if the parts are independent given θ; what it gets wrong otherwise is :math:`I(x_1; x_2 \mid \theta)` nats a
+pair. Every pair of plugins is tested at θ̂ (:mod:`engine.information.independence`), with p-values corrected for all pairs
+(Holm). The test rests on what belongs together: observation i of one part and observation i of another.
+
+Where a pair depends, θ̂ stays consistent and its error bar is wrong. The honest one is Godambe's :math:`J^{-1} K J^{-1}`
+with K the variance of the *joint* score: with C_mn the covariance of the scores of parts m and n in one unit,
+:math:`K = \sum_m N_m C_{mm} + \sum_{m \ne n} \min(N_m, N_n)\, C_{mn}`. The evidence itself is repaired by an interaction plugin.
+
+References:
+    | Varin, Reid, Firth, Stat. Sinica 21 (2011) 5, independence likelihoods; Godambe, Ann. Math. Stat. 31 (1960) 1208
+    | Shah and Peters, Ann. Stat. 48 (2020) 1514, https://arxiv.org/abs/1804.07203, why no test finds every dependence
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.errors import EstimateError, ObservationError
+from engine.evidence import Evidence
+from engine.holm import holm
+from engine.information.independence import MOST, Features, independence, information_of, learned_independence
+from engine.learning.simulator import generator_of, seed_of
+from engine.result import Estimate, Status
+
+__all__ = ["Dependence", "PairTest", "Pairs", "dependence"]
+
+#: Paired simulations: plugin -> (n, *event_shape), or a function ``simulate(theta, generator)`` that returns them for θ (n, P).
+Pairs = Mapping[str, Any] | Callable[..., Mapping[str, Any]]
+
+_LEAST = 10  # pairs below which no test is worth its name
+_FEW = 50  # pairs from which a covariance of scores begins to be known
+_DRAWN = 5000  # pairs that a simulator is asked for
+_PERMUTATIONS = 1999
+
+
+@dataclass(frozen=True)
+class PairTest:
+    """Whether two plugins depend on each other given θ.
+
+    Attributes:
+        plugins: Their names.
+        units: How many pairs were looked at: all, or 3000 of more.
+        statistic, dof: n times the squared correlations of their features, and how many there are; about χ² if independent.
+        p_value: That of random pairings; where a critic was asked too, twice the smaller of both.
+        adjusted: Corrected for all pairs tested (Holm).
+        information: I(x_1; x_2 | θ) in nats as if normal scores were jointly normal, or a critic's bound where that is more.
+        carried_by: The interaction plugin that carries what they share; empty where there is none.
+
+    Example:
+        >>> print(PairTest(("a", "b"), 1000, 651.2, 4, 0.0005, 0.0005, 0.51))
+        'a' and 'b': p = 0.0005 of 1000 pairs, about 0.51 nats a pair
+    """
+
+    plugins: tuple[str, str]
+    units: int
+    statistic: float
+    dof: int
+    p_value: float
+    adjusted: float
+    information: float
+    carried_by: str = ""
+
+    def __str__(self) -> str:
+        first, second = self.plugins
+        carried = f", carried by '{self.carried_by}'" if self.carried_by else ""
+        about = f"about {self.information:.2g} nats a pair"
+        return f"'{first}' and '{second}': p = {self.adjusted:.2g} of {self.units} pairs, {about}{carried}"
+
+
+@dataclass(frozen=True, eq=False)
+class Dependence:
+    """Which parts of a sum depend on each other given θ.
+
+    Attributes:
+        pairs: (plugin, plugin) -> its test.
+        theta: Where, shape (P,).
+        plugins: The plugins whose scores are known, sorted.
+        covariances: C_mn of their scores in one unit, shape (M, M, P, P); zeros where observations are not paired.
+        level: Below which a corrected p-value flags a pair: if nothing depends, some pair is flagged in at most that share of
+            analyses.
+        simulated: Whether the pairs were simulated, rather than those of the analysis.
+
+    Example:
+        >>> from engine import Parameter, ParameterSpace
+        >>> from modalities import Gaussian
+        >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)) @ torch.tensor([[1.0, 0.8], [0.0, 0.6]])
+        >>> kinds = {n: Gaussian(parameter_names=("mu",), sd=1.0) for n in "ab"}
+        >>> evidence = Evidence(ParameterSpace([Parameter("mu")]), kinds, {"a": x[:, :1], "b": x[:, 1:]})
+        >>> found = dependence(evidence, torch.zeros(1))
+        >>> found.dependent, found.flagged, found.pairs["a", "b"].adjusted
+        (True, (('a', 'b'),), 0.0005)
+    """
+
+    pairs: Mapping[tuple[str, str], PairTest]
+    theta: Tensor
+    plugins: tuple[str, ...]
+    covariances: Tensor
+    level: float
+    simulated: bool
+
+    @property
+    def flagged(self) -> tuple[tuple[str, str], ...]:
+        """The pairs that depend, and that no interaction carries, the smallest p-value first."""
+        found = [(t.adjusted, pair) for pair, t in self.pairs.items() if t.adjusted < self.level and not t.carried_by]
+        return tuple(pair for _, pair in sorted(found))
+
+    @property
+    def dependent(self) -> bool:
+        """Whether any pair is flagged."""
+        return bool(self.flagged)
+
+    @property
+    def units(self) -> int:
+        """The fewest pairs of any test."""
+        return min(t.units for t in self.pairs.values())
+
+    def variability(self, fit: Estimate) -> Tensor:
+        """K, the variance of the joint score of an estimate's data, shape (P, P).
+
+        Plugins whose scores are not known here count with their information.
+
+        Arguments:
+            fit: The estimate.
+        """
+        counts = {name: part.observations for name, part in fit.contributions.items() if part.observations}
+        here = [n for n in self.plugins if n in counts]
+        K = torch.zeros_like(fit.information)
+        for name in counts:
+            if name not in here:
+                K = K + fit.contributions[name].information
+        for first, second in itertools.product(here, here):
+            i, j = self.plugins.index(first), self.plugins.index(second)
+            K = K + min(counts[first], counts[second]) * self.covariances[i, j]
+        return 0.5 * (K + K.mT)
+
+    def applied(self, fit: Estimate, *, godambe: bool = True) -> Estimate:
+        """An estimate with this finding: its status ``dependent`` where a pair is flagged, and Godambe's covariance.
+
+        Arguments:
+            fit: The estimate of the data that the test was of.
+            godambe: Whether to replace its covariance.
+
+        Returns:
+            The estimate with its ``dependence``. One of refined scalars keeps its covariance, which then takes the parts for
+            independent; its reason says so.
+        """
+        if fit.status is Status.FAILED or not self.dependent:
+            return replace(fit, dependence=self)
+        said = "; ".join(str(self.pairs[pair]) for pair in self.flagged[:3])
+        more = f" and {len(self.flagged) - 3} pairs more" if len(self.flagged) > 3 else ""
+        words = f"parts depend on each other, so that the sum counts twice what they share: {said}{more}"
+        if fit.refinement is not None:
+            words += "; the errors of refined scalars take them for independent"
+        elif godambe:
+            known = fit.sandwich(self.variability(fit))
+            fit = replace(fit, covariance=known.matrix, covariance_kind=known.kind)
+            words += "; the errors are Godambe's, from joint scores, profile intervals are too short or too long"
+            if self.units < _FEW:
+                words += f" (from {self.units} pairs alone: take them as rough, or give simulated pairs)"
+        words += "; append an interaction, or put them in one plugin"
+        usable = fit.status in (Status.CONVERGED, Status.AT_BOUND)
+        status = Status.DEPENDENT if usable else fit.status
+        reason = f"{words}; {fit.reason}" if usable else f"{fit.reason}; {words}"
+        return replace(fit, dependence=self, status=status, reason=reason)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for machines."""
+        return {
+            "dependent": self.dependent,
+            "level": self.level,
+            "simulated": self.simulated,
+            "pairs": [
+                {
+                    "plugins": list(t.plugins),
+                    "units": t.units,
+                    "statistic": t.statistic,
+                    "dof": t.dof,
+                    "p_value": t.p_value,
+                    "adjusted_p_value": t.adjusted,
+                    "information": t.information,
+                    "carried_by": t.carried_by or None,
+                }
+                for t in self.pairs.values()
+            ],
+        }
+
+    def __str__(self) -> str:
+        first = f"{len(self.flagged)} of {len(self.pairs)} pairs depend given θ, at the level {self.level:g}"
+        ordered = sorted(self.pairs.values(), key=lambda t: (t.adjusted, -t.information))
+        return "\n".join([first, *(f"  {t}" for t in ordered)])
+
+
+def dependence(
+    source: Estimate | Evidence,
+    theta: Tensor | Mapping[str, float] | None = None,
+    *,
+    pairs: Pairs | None = None,
+    names: Sequence[str] | None = None,
+    critic: bool = False,
+    level: float = 0.05,
+    seed: int = 0,
+) -> Dependence:
+    """Test every pair of plugins for independence given θ.
+
+    What is compared is the scores at θ and the observations themselves. No test finds every dependence: this one finds what
+    shows in the plugins' scores, in monotone relations, and in the sizes of residuals; ``critic=True`` also looks for the rest.
+
+    Arguments:
+        source: An estimate, or a sum. Observation i of every plugin belongs to one unit; plugins with other numbers of
+            observations than any other are not paired, and not tested.
+        theta: Where, shape (P,) or by name; θ̂ of an estimate by default.
+        pairs: Simulated pairs at about θ to test instead, which can be many where the data are few: plugin -> (n, *event_shape),
+            or a function ``simulate(theta, generator)`` that returns 5000 such for θ (5000, P), in the order of the parameters.
+        names: The plugins to look at; all by default.
+        critic: Whether a network is trained too, for each pair, on one half of the pairs.
+        level: Below which a corrected p-value flags a pair.
+        seed: Of pairings, simulations and critics.
+
+    Returns:
+        A :class:`Dependence`. ``found.applied(fit)`` gives the estimate its status and covariance; ``registry.estimate(data,
+        dependence=True)`` does both.
+
+    Raises:
+        ObservationError: for no two plugins with as many observations, at least 10, or pairs that cannot be scored.
+        EstimateError: for a fit that failed, one of refined scalars (test ``registry.evidence(data)`` at its θ̂), or no θ.
+
+    Example:
+        >>> from engine import Parameter, ParameterSpace
+        >>> from engine.estimate import estimate
+        >>> from modalities import Gaussian
+        >>> kinds = {n: Gaussian(parameter_names=("mu",), sd=1.0) for n in "ab"}
+        >>> fit = estimate(Evidence(ParameterSpace([Parameter("mu")]), kinds, {"a": [[0.3]], "b": [[0.1]]}))
+        >>> def simulate(theta, generator):  # both parts see one disturbance
+        ...     shared = torch.randn(theta.shape, generator=generator)
+        ...     return {n: theta + 0.6 * torch.randn(theta.shape, generator=generator) + 0.8 * shared for n in "ab"}
+        >>> found = dependence(fit, pairs=simulate)
+        >>> wrong, right = fit["mu"].error, found.applied(fit)["mu"].error
+        >>> round(wrong, 3), round(right, 1), found.applied(fit).status  # √(1/2), √((1 + 0.64) / 2) ± 1 %
+        (0.707, 0.9, <Status.DEPENDENT: 'dependent'>)
+    """
+    if not 0.0 < level < 1.0:
+        raise EstimateError(f"the level of a test lies between 0 and 1, got {level}; 0.05 is usual")
+    evidence, at = _evidence(source, theta)
+    simulated = pairs is not None
+    if pairs is not None:
+        drawn = pairs(at.expand(_DRAWN, -1).clone(), generator_of(seed, 3)) if callable(pairs) else pairs
+        evidence = Evidence(evidence.parameters, evidence.modalities, dict(drawn), prior=False)
+    lengths, parts = evidence.observations.lengths, {n: m.parts for n, m in evidence.modalities.items()}
+    chosen = list(evidence.names if names is None else names)
+    if unknown := [n for n in chosen if n not in lengths]:
+        raise ObservationError(
+            f"there are no observations of '{unknown[0]}' to pair; there are some of {', '.join(lengths)}"
+        )
+    chosen = [n for n in chosen if not parts[n] and lengths[n] >= _LEAST]
+    tested = [(a, b) for a, b in itertools.combinations(sorted(chosen), 2) if lengths[a] == lengths[b]]
+    if not tested:
+        raise ObservationError(
+            f"a test of dependence needs two plugins with as many observations, at least {_LEAST}, observation i of both from one "
+            f"unit; got {lengths}: give simulated pairs"
+        )
+    scores = evidence.scores(at)
+    units = {n: _features(evidence, n, scores[n], seed) for n in {n for pair in tested for n in pair}}
+    permutations = max(_PERMUTATIONS, math.ceil(10 * len(tested) / level))
+    found = {}
+    for k, (a, b) in enumerate(tested):
+        own = seed_of(seed, 4, k)
+        statistic, dof, p = independence(units[a], units[b], permutations, own)
+        information = information_of(units[a], units[b])
+        if critic:
+            bound, learned = learned_independence(units[a], units[b], permutations, own)
+            p, information = min(1.0, 2.0 * min(p, learned)), max(information, bound)
+        carriers = [n for n in parts if {a, b} <= set(parts[n])]
+        carried = carriers[0] if carriers else ""
+        found[a, b] = PairTest((a, b), min(lengths[a], MOST), statistic, dof, p, p, information, carried)
+    adjusted = holm([t.p_value for t in found.values()]).tolist()
+    found = {pair: replace(t, adjusted=q) for (pair, t), q in zip(found.items(), adjusted, strict=True)}
+    known = sorted(n for n in evidence.names if lengths[n] >= _LEAST)
+    return Dependence(found, at, tuple(known), _covariances(known, scores), level, simulated)
+
+
+def with_dependence(
+    fit: Estimate, evidence: Evidence, asked: bool | Dependence | Pairs, *, godambe: bool, seed: int = 0
+) -> Estimate:
+    """What :meth:`engine.Registry.estimate` does with its ``dependence``.
+
+    Arguments:
+        fit: The estimate.
+        evidence: Its sum, of raw scalars.
+        asked: True for the pairs of the data, or simulated pairs, or what was found before.
+        godambe, seed: As for :meth:`Dependence.applied` and :func:`dependence`.
+    """
+    if fit.status is Status.FAILED:
+        return fit
+    if isinstance(asked, bool | Mapping) or callable(asked):
+        pairs = None if isinstance(asked, bool) else asked
+        asked = dependence(evidence, fit.theta, pairs=pairs, seed=seed)
+    if not isinstance(asked, Dependence):
+        raise EstimateError(
+            f"dependence is True, simulated pairs by plugin, a function of (theta, generator), or a Dependence, got {asked!r:.100}"
+        )
+    return asked.applied(fit, godambe=godambe)
+
+
+def _evidence(source: Estimate | Evidence, theta: Tensor | Mapping[str, float] | None) -> tuple[Evidence, Tensor]:
+    if isinstance(source, Estimate):
+        if source.refinement is not None:
+            raise EstimateError(
+                "a refined estimate no longer holds single observations; test registry.evidence(data) at its theta instead"
+            )
+        evidence = source._usable("a test of dependence")
+        return evidence, source.theta if theta is None else evidence.parameters.tensor(theta)
+    if theta is None:
+        raise EstimateError("a test of dependence of a sum needs the θ at which it is made; pass theta=fit.theta")
+    return source, source.parameters.tensor(theta)
+
+
+def _features(evidence: Evidence, name: str, scores: Tensor, seed: int) -> Features:
+    """Of one plugin; where there are very many observations, of as many as the test looks at, the same of all plugins."""
+    n = len(scores)
+    columns = evidence.parameters.indices(evidence.modalities[name].parameter_names)
+    x = evidence.observations[name].detach().reshape(n, -1)
+    if n > MOST:
+        rows = torch.randperm(n, generator=generator_of(seed, 5, n))[:MOST]
+        x, scores = x[rows], scores[rows]
+    return Features.of(scores[:, columns], x)
+
+
+def _covariances(names: Sequence[str], scores: Mapping[str, Tensor]) -> Tensor:
+    """C_mn in one unit, (M, M, P, P); zeros between parts with other numbers of observations."""
+    P = next(iter(scores.values())).shape[-1]
+    out = torch.zeros(len(names), len(names), P, P, dtype=torch.float64)
+    centred = [scores[n] - scores[n].mean(0) for n in names]
+    for i, j in itertools.product(range(len(names)), repeat=2):
+        if len(centred[i]) == len(centred[j]):
+            out[i, j] = centred[i].mT @ centred[j] / (len(centred[i]) - 1)
+    return out

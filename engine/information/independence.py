@@ -1,0 +1,196 @@
+r"""Are two columns of paired observations independent? Permutation tests, exact for any number of pairs.
+
+At one θ, independence given θ is independence: if the parts are independent, pairing their observations anew is as likely as
+the pairs that came. What is compared for each part is its features: scores and residuals as normal scores
+(ranks turned into normal quantiles, so that no outlier rules), rotated to unit covariance, and their squares likewise. With
+:math:`\hat R = Z_a^\top Z_b / n` the statistic is :math:`n \lVert \hat R \rVert_F^2`, about χ² with d_a d_b degrees of freedom;
+its p-value is that of random pairings, drawn until enough of them reach it (Besag and Clifford).
+
+What features of a fixed form miss, a learned critic may find: a network that tells pairs from re-paired ones on one half of them,
+and its mean over the other half, against re-pairings of that half.
+
+References:
+    | Hoeffding, Ann. Math. Stat. 23 (1952) 169; Besag and Clifford, Biometrika 78 (1991) 301, sequential p-values
+    | Bach and Jordan, J. Mach. Learn. Res. 3 (2002) 1; Gretton et al. (2008), https://arxiv.org/abs/0711.1086
+    | Belghazi et al. (2018), https://arxiv.org/abs/1801.04062, critics of mutual information
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.stats
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from engine.learning.simulator import generator_of, seeded
+
+__all__: list[str] = []  # what engine.information.dependence asks of two parts
+
+MOST = 3000  # pairs that are looked at; with more, as many are drawn
+_KEPT = 8  # residuals of one part, the widest directions of their normal scores
+_RANK = 1e-6  # of the largest eigenvalue: directions below are rounding
+_BATCH = 64  # pairings at once
+_STOP = 25  # pairings that reach the statistic: enough to know a large p-value
+_HIDDEN, _STEPS, _RATE, _DECAY = 32, 200, 1e-2, 1e-3  # of the critic
+_JUDGED = 400  # pairs that the critic is judged by, at most
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What is compared of one part.
+
+    Attributes:
+        plain: Normal scores at unit covariance, shape (n, d).
+        whole: The same with their squares, (n, up to 2 d).
+
+    Example:
+        >>> found = Features.of(torch.zeros(6, 0), torch.arange(6.0)[:, None])
+        >>> found.plain.shape, found.whole.shape
+        (torch.Size([6, 1]), torch.Size([6, 2]))
+    """
+
+    plain: Tensor
+    whole: Tensor
+
+    @classmethod
+    def of(cls, scores: Tensor, residuals: Tensor) -> Features:
+        """From scores (n, P_m) and residuals (n, D); NaN marks what was not measured."""
+        kept = _whitened(_normal_scores(residuals), _KEPT)
+        plain = _whitened(torch.cat([_normal_scores(scores), kept], -1))
+        return cls(plain, _whitened(torch.cat([plain, plain.square()], -1)))
+
+
+def _normal_scores(x: Tensor) -> Tensor:
+    """Columns (n, D) as normal quantiles of their ranks; those that do not vary are left out."""
+    x = x.reshape(len(x), -1)
+    ranks = scipy.stats.rankdata(x.numpy(), axis=0, nan_policy="omit") if x.shape[1] else x.numpy()
+    count = (~torch.isnan(x)).sum(0).numpy()
+    z = torch.from_numpy(np.nan_to_num(scipy.stats.norm.ppf((ranks - 0.5) / np.maximum(count, 1)), nan=0.0))
+    return z[:, z.amax(0) > z.amin(0)] if x.shape[1] else z
+
+
+def _whitened(z: Tensor, most: int | None = None) -> Tensor:
+    """Columns rotated and scaled to mean 0 and covariance 1, the widest first; directions without width are left out."""
+    z = z - z.mean(0)
+    if not z.shape[1]:
+        return z
+    values, vectors = torch.linalg.eigh(z.mT @ z / len(z))
+    keep = (values > _RANK * values[-1].clamp_min(1e-300)).nonzero()[:, 0].flip(0)[:most]
+    return z @ (vectors[:, keep] / values[keep].sqrt())
+
+
+def information_of(a: Features, b: Features) -> float:
+    """I(x_a; x_b) in nats as if the normal scores were jointly normal: −½ Σ log(1 − ρ²) over canonical correlations."""
+    d = a.plain.shape[1] * b.plain.shape[1]
+    if not d:
+        return 0.0
+    rho = torch.linalg.svdvals(a.plain.mT @ b.plain / len(a.plain)).clamp_max(1.0 - 1e-9)
+    return max(0.0, float(-0.5 * torch.log1p(-rho.square()).sum()) - 0.5 * d / len(a.plain))
+
+
+def independence(a: Features, b: Features, permutations: int, seed: int) -> tuple[float, int, float]:
+    """The statistic, the degrees of freedom that it has about, and the exact p-value of random pairings.
+
+    Arguments:
+        a, b: Of n pairs.
+        permutations: The most that are drawn: the p-value is at least one over one more.
+        seed: Of the pairings.
+
+    Example:
+        >>> x = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+        >>> empty = torch.zeros(300, 0)
+        >>> apart, alike = Features.of(empty, x[:, :1]), Features.of(empty, x[:, :1] + x[:, 1:])
+        >>> statistic, dof, p = independence(apart, alike, 999, seed=0)
+        >>> dof, p
+        (4, 0.001)
+    """
+    Za, Zb, n = a.whole, b.whole, len(a.whole)
+    dof = Za.shape[1] * Zb.shape[1]
+    if not dof:
+        return 0.0, 0, 1.0
+    statistic = float((Za.mT @ Zb).square().sum() / n)
+    pairing = _Pairing(seed, n)
+
+    def drawn(count: int) -> Tensor:
+        again = Zb[pairing.draw(count).mT].reshape(n, -1)  # (n, count · d_b): one product for all
+        return (Za.mT @ again).square().reshape(Za.shape[1], count, -1).sum((0, 2)) / n
+
+    return statistic, dof, _sequential(statistic, drawn, permutations)
+
+
+class _Pairing:
+    """Random orders of n units."""
+
+    def __init__(self, seed: int, n: int) -> None:
+        self._generator, self._rows = np.random.default_rng(seed), np.arange(n)
+
+    def draw(self, count: int) -> Tensor:
+        """(count, n)."""
+        return torch.from_numpy(self._generator.permuted(np.tile(self._rows, (count, 1)), axis=1))
+
+
+def _sequential(statistic: float, drawn: Callable[[int], Tensor], permutations: int) -> float:
+    """P(T ≥ statistic) of Besag and Clifford: until ``_STOP`` draws reach it, or all were drawn."""
+    reached, done = 0, 0
+    bar = statistic * (1.0 - 1e-12)  # a pairing that gives the same features ties with the one that came
+    while done < permutations:
+        count = min(_BATCH, permutations - done)
+        hits = drawn(count) >= bar
+        if reached + int(hits.sum()) >= _STOP:
+            last = int((hits.long().cumsum(0) >= _STOP - reached).nonzero()[0])
+            return _STOP / (done + last + 1)
+        reached, done = reached + int(hits.sum()), done + count
+    return (1 + reached) / (1 + permutations)
+
+
+def learned_independence(a: Features, b: Features, permutations: int, seed: int) -> tuple[float, float]:
+    """A critic's bound on I(x_a; x_b) in nats on pairs that it was not trained on, and the p-value of its mean there.
+
+    Arguments:
+        a, b, permutations, seed: As for :func:`independence`.
+
+    Returns:
+        The Donsker–Varadhan bound E h − log E' exp h of held-out pairs, at least 0; and the p-value.
+    """
+    n = len(a.plain)
+    if not a.plain.shape[1] or not b.plain.shape[1]:
+        return 0.0, 1.0
+    generator = generator_of(seed, 1)
+    order = torch.randperm(n, generator=generator)
+    train, held = order[: n - n // 2], order[n - n // 2 :][:_JUDGED]
+    scale = 1.0 / math.sqrt(2.0)
+    x, y = (scale * part.plain.float() for part in (a, b))
+    with seeded(seed, 2):
+        first, second = nn.Linear(x.shape[1], _HIDDEN), nn.Linear(y.shape[1], _HIDDEN)
+        rest = nn.Sequential(nn.SiLU(), nn.Linear(_HIDDEN, _HIDDEN), nn.SiLU(), nn.Linear(_HIDDEN, 1))
+    weights = [w for part in (first, second, rest) for w in part.parameters()]
+    optimiser = torch.optim.AdamW(weights, lr=_RATE, weight_decay=_DECAY)
+    with torch.enable_grad():
+        for _ in range(_STEPS):
+            u, v = first(x[train]), second(y[train])
+            other = v[torch.randperm(len(train), generator=generator)]
+            loss = softplus(-rest(u + v)).mean() + softplus(rest(u + other)).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    with torch.no_grad():
+        u, v = first(x[held]), second(y[held])
+        every = torch.cat([rest(row + v)[:, 0][None] for row in u]).double()  # h of pair (i, j)
+    m = len(held)
+    rows = torch.arange(m)
+    own = float(every.diagonal().mean())
+    apart = float(torch.logsumexp(every[~torch.eye(m, dtype=torch.bool)], 0)) - math.log(m * (m - 1))
+
+    pairing = _Pairing(seed, m)
+
+    def drawn(count: int) -> Tensor:
+        return every[rows, pairing.draw(count)].mean(-1)
+
+    shift = float(every.min())
+    every = every - shift  # positive, so that ties are relative
+    return max(0.0, own - apart), _sequential(own - shift, drawn, permutations)
