@@ -2,11 +2,27 @@
 
 - :func:`forecast`: the errors to be expected after more data, also of kinds that nobody has taken yet;
 - :func:`design`: the numbers of observations that make an error least within a budget;
-- :func:`dependence`: whether plugins are independent given θ, and the honest error bar where they are not.
+- :func:`dependence`: whether plugins are independent given θ, and the honest error bar where they are not;
+- :func:`decompose`, :func:`decompose_samples`: redundancy, unique information and synergy of two parts, from a table or from samples.
 """
 
+from engine.information.decomposition import Decomposition
 from engine.information.dependence import Dependence, PairTest, dependence
 from engine.information.design import Design, design
+from engine.information.discrete import decompose
 from engine.information.forecast import Forecast, Outlook, forecast
+from engine.information.transport import decompose_samples
 
-__all__ = ["Dependence", "Design", "Forecast", "Outlook", "PairTest", "dependence", "design", "forecast"]
+__all__ = [
+    "Decomposition",
+    "Dependence",
+    "Design",
+    "Forecast",
+    "Outlook",
+    "PairTest",
+    "decompose",
+    "decompose_samples",
+    "dependence",
+    "design",
+    "forecast",
+]

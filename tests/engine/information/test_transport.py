@@ -1,0 +1,115 @@
+"""Decompositions from samples agree with the convex programme, and with numerical integration where θ is ±1."""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine.information import decompose, decompose_samples
+
+sys.path.append(str(Path(__file__).parent))
+from gates import TABLES
+
+PARTS = ("redundancy", "unique1", "unique2", "synergy")
+
+
+def counted(table, n, seed):
+    """Posteriors as counted from n samples of a table: of x1, of x2, of both, and p(y)."""
+    rng = np.random.default_rng(seed)
+    a, b, y = np.unravel_index(rng.choice(table.size, n, p=table.ravel()), table.shape)
+
+    def posterior(key, size):
+        counts = np.zeros((size, table.shape[2]))
+        np.add.at(counts, (key, y), 1)
+        return torch.from_numpy((counts / counts.sum(1, keepdims=True).clip(1))[key])
+
+    n1, n2, labels = table.shape
+    return posterior(a, n1), posterior(b, n2), posterior(a * n2 + b, n1 * n2), np.bincount(y, minlength=labels) / n
+
+
+@pytest.mark.parametrize("gate", TABLES)
+def test_a_gate_from_20_000_samples_is_that_of_the_convex_programme(gate):
+    exact = decompose(TABLES[gate], unit="bits")
+    first, second, both, prior = counted(TABLES[gate], 20_000, seed=0)
+    found = decompose_samples(first, second, both, prior=prior, unit="bits")
+    for name in PARTS:
+        assert getattr(found, name) == pytest.approx(getattr(exact, name), abs=0.03), name
+    assert found.gap < 1e-3
+
+
+def two_sided(n, rho, seed):
+    """θ = ±1, x_m = θ + σ_m ε with σ = (1, 2) and noise correlation ρ: posteriors of each part and of both, and s_12."""
+    g = torch.Generator().manual_seed(seed)
+    theta = 2.0 * torch.randint(2, (n,), generator=g).double() - 1.0
+    e = torch.randn(n, 2, generator=g, dtype=torch.float64)
+    e = torch.stack([e[:, 0], 2.0 * (rho * e[:, 0] + math.sqrt(1.0 - rho**2) * e[:, 1])], -1)
+    x = theta[:, None] + e
+    covariance = torch.tensor([[1.0, 2.0 * rho], [2.0 * rho, 4.0]], dtype=torch.float64)
+    weights = torch.linalg.solve(covariance, torch.ones(2, dtype=torch.float64))
+
+    def posterior(half):
+        return torch.stack([torch.sigmoid(-2.0 * half), torch.sigmoid(2.0 * half)], -1)
+
+    joint = torch.distributions.MultivariateNormal(torch.zeros(2).double(), covariance).log_prob(e)
+    apart = sum(torch.distributions.Normal(0.0, s).log_prob(e[:, m]) for m, s in enumerate((1.0, 2.0)))
+    return posterior(x[:, 0]), posterior(x[:, 1] / 4.0), posterior(x @ weights), joint - apart
+
+
+@pytest.mark.parametrize(("rho", "synergy"), [(0.0, 0.0744), (0.5, 0.0), (-0.5, 0.2856)])
+def test_binary_theta_with_normal_noise_is_as_integrated_numerically(rho, synergy):
+    first, second, both, s12 = two_sided(40_000, rho, seed=1)
+    found = decompose_samples(first, second, both, conditional=s12, unit="bits")
+    assert found.redundancy == pytest.approx(0.1607, abs=0.01)
+    assert found.unique1 == pytest.approx(0.3252, abs=0.01)
+    assert found.unique2 == pytest.approx(0.0, abs=0.01)
+    assert found.synergy == pytest.approx(synergy, abs=0.01)
+    lost = -0.5 * math.log2(1.0 - rho**2)  # the sum misses it whatever the sign of ρ
+    assert found.conditional_information == pytest.approx(lost, abs=4 * found.errors["conditional_information"] + 1e-6)
+
+
+def test_without_a_joint_law_there_is_no_synergy_and_r_and_u_are_the_same():
+    first, second, both, _ = two_sided(5000, 0.0, seed=2)
+    alone, with_joint = decompose_samples(first, second), decompose_samples(first, second, both)
+    assert alone.synergy is None
+    assert alone.joint_information is None
+    assert alone.conditional_information is None
+    assert alone.redundancy == with_joint.redundancy
+    assert "synergy unknown" in str(alone)
+
+
+def test_errors_are_the_scatter_of_repetitions():
+    """U1 of 24 sets of 1000 samples: its spread is the error that each states, within three standard errors of the ratio."""
+    runs = [decompose_samples(*two_sided(1000, 0.0, seed=s)[:2], cells=16) for s in range(100, 124)]
+    spread = np.std([r.unique1 for r in runs], ddof=1)
+    stated = math.sqrt(np.mean([r.errors["unique1"] ** 2 for r in runs]))
+    assert 1 / 1.5 < spread / stated < 1.5
+
+
+def test_more_cells_than_posteriors_change_nothing_and_fewer_lose_a_little():
+    first, second, _, _ = two_sided(4000, 0.0, seed=3)
+    few, some, many = (decompose_samples(first, second, cells=c) for c in (4, 32, 64))
+    assert few.information1 < some.information1 < many.information1 + 1e-6  # data processing
+    assert many.information1 - some.information1 < 1e-3
+    assert some.information1 - few.information1 < 0.05
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((torch.ones(200, 2), torch.ones(200, 2) / 2), r"each row of posterior1 .* with sum 2 in row 0"),
+        ((torch.ones(200, 2) / 2, torch.ones(200, 3) / 3), "2 in posterior1 and 3 in posterior2"),
+        ((torch.ones(200) / 2, torch.ones(200, 2) / 2), r"posterior1 must have shape \(n, n_y\)"),
+        ((torch.ones(50, 2) / 2, torch.ones(50, 2) / 2), "at least 20, got 5 batches of 50 and 50"),
+    ],
+)
+def test_what_are_no_posteriors_is_refused(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        decompose_samples(*arguments)
+
+
+def test_a_prior_of_other_labels_is_refused():
+    with pytest.raises(ValueError, match="prior must hold 2 probabilities"):
+        decompose_samples(torch.ones(200, 2) / 2, torch.ones(200, 2) / 2, prior=[0.2, 0.2, 0.6])
