@@ -2,7 +2,8 @@ r"""The No-U-Turn sampler, Pyro's, in unconstrained coordinates whitened by the 
 
 In y a posterior that is a Gaussian has the unit covariance, so that little is left to adapt; what is left, Pyro's warm-up
 adapts (step size and a mass matrix). Each chain starts at a draw of a heavy-tailed proposal around the maxima, further apart
-than the posterior, so that R̂ can tell. Pyro draws from torch's global generator: that is forked and left as it was.
+than the posterior, so that R̂ can tell. They run in step, and one evaluation answers all of them. Pyro draws from torch's
+global generator: that is forked and left as it was.
 
 References:
     | Hoffman and Gelman, J. Mach. Learn. Res. 15 (2014) 1593; Betancourt, arXiv:1701.02434, the multinomial variant
@@ -24,6 +25,7 @@ from torch.distributions import Distribution
 from engine.posterior.bridge import bridge
 from engine.posterior.diagnostics import chain_diagnostics
 from engine.posterior.found import Found
+from engine.posterior.lockstep import Ask, in_step
 from engine.posterior.mixture import Mixture
 from engine.posterior.modes import Modes
 from engine.posterior.target import Target
@@ -54,7 +56,7 @@ def nuts(
         modes: Its maxima.
         draws: How many draws to return, of all chains together.
         generator: The source of randomness.
-        chains: How many, one after the other in this process.
+        chains: How many; they go in step, so that one evaluation is of all of them.
         warmup: Draws of each chain that are thrown away while it adapts.
         tick: Told of each draw, warm-up too.
     """
@@ -62,31 +64,31 @@ def nuts(
     centre, root = modes.z[0], modes.root[0]
     each = -(-draws // chains)
     starts = _starts(target, modes, chains, generator)
-    rows: list[Tensor] = []
-    divergences, interrupted, accept = 0, False, []
-    for c in range(chains):
+    seeds = [int(torch.randint(2**31, (), generator=generator)) for _ in range(chains)]
+    rows: list[list[Tensor]] = [[] for _ in range(chains)]
+    said_of: list[dict[str, Any]] = [{"divergences": 0, "acceptance": math.nan} for _ in range(chains)]
+    interrupted = False
+
+    def evaluate(y: Tensor) -> tuple[Tensor, Tensor]:
+        value, slope = target.gradient(centre + y @ root.mT)
+        return value, slope @ root
+
+    def chain(c: int) -> Callable[[Ask], None]:
         y = torch.linalg.solve_triangular(root, (starts[c] - centre)[:, None], upper=False)[:, 0]
-        seed = int(torch.randint(2**31, (), generator=generator))
-        chain: list[Tensor] = []
-        info: dict[str, Any] = {}
+        return lambda ask: _chain(ask, y, each, warmup, rows[c], said_of[c], tick)
+
+    with _isolated(), small_work(0):
         try:
-            with _isolated(seed), small_work(0):
-                for at in _chain(target, centre, root, y, each, warmup, tick, info):
-                    chain.append(at)
+            in_step(evaluate, [chain(c) for c in range(chains)], seeds)
         except KeyboardInterrupt:
             interrupted = True
-            if not rows and len(chain) < 20:
+            if min(map(len, rows)) < 20:
                 raise
-        if chain:
-            rows.append(torch.stack(chain))
-            divergences += info.get("divergences", 0)
-            accept.append(info.get("acceptance", math.nan))
-        if interrupted:
-            break
-    if interrupted and len(rows) > 1:  # chains of one length: what the last one lacks would weigh the others down
-        longest = max(len(r) for r in rows)
-        rows = [r for r in rows if len(r) == longest]
-    kept = torch.stack(rows)  # (chains, draws, D), of y
+    shortest = min(map(len, rows))  # all of them, but for an interrupt: chains of one length
+    rows = [row[:shortest] for row in rows]
+    divergences = sum(said["divergences"] for said in said_of)
+    accept = [said["acceptance"] for said in said_of]
+    kept = torch.stack([torch.stack(row) for row in rows])  # (chains, draws, D), of y
     z = centre + kept @ root.mT
     theta = target.natural(z.transpose(0, 1).reshape(-1, target.size))[:draws]  # draw i is of chain i modulo chains
     said = chain_diagnostics(kept)
@@ -144,26 +146,25 @@ def _starts(target: Target, modes: Modes, chains: int, generator: torch.Generato
 
 
 def _chain(
-    target: Target,
-    centre: Tensor,
-    root: Tensor,
+    ask: Ask,
     y: Tensor,
     draws: int,
     warmup: int,
-    tick: Callable[[int], None] | None,
+    kept: list[Tensor],
     info: dict[str, Any],
-) -> Iterator[Tensor]:
-    """Draws of y after the warm-up; ``info`` gets what the kernel counted so far."""
+    tick: Callable[[int], None] | None,
+) -> None:
+    """Puts draws of y after the warm-up into ``kept``, and what the kernel counted so far into ``info``."""
     from pyro.infer import NUTS
 
     def potential(at: dict[str, Tensor]) -> Tensor:
-        return _Potential.apply(at["y"], target, centre, root)  # pyright: ignore[reportReturnType]
+        return _Potential.apply(at["y"], ask)  # pyright: ignore[reportReturnType]
 
     kernel = NUTS(
         potential_fn=potential,
         adapt_step_size=True,
         adapt_mass_matrix=True,
-        full_mass=target.size <= _DENSE,
+        full_mass=len(y) <= _DENSE,
         target_accept_prob=0.85,
         max_tree_depth=10,
     )
@@ -181,31 +182,30 @@ def _chain(
             said = kernel.diagnostics()
             info["divergences"] = len(said.get("divergences", []))
             info["acceptance"] = float(said.get("acceptance rate", math.nan))
-            yield at["y"].detach().clone()
+            kept.append(at["y"].detach().clone())
 
 
 class _Potential(torch.autograd.Function):
     """−log density of y, with the gradient found in the same evaluation."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, target: Target, centre: Tensor, root: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        value, slope = target.gradient((centre + root @ y)[None])
-        ctx.save_for_backward(slope[0] @ root)
-        return -value[0]
+    def forward(ctx: Any, y: Tensor, ask: Ask) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        value, slope = ask(y)
+        ctx.save_for_backward(slope)
+        return -value
 
     @staticmethod
-    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (slope,) = ctx.saved_tensors
-        return -grad[0] * slope, None, None, None
+        return -grad[0] * slope, None
 
 
 @contextmanager
-def _isolated(seed: int) -> Iterator[None]:
+def _isolated() -> Iterator[None]:
     """Pyro without traces in torch's global state: its random numbers, its checks of distributions, its default dtype."""
     checks = Distribution._validate_args
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.manual_seed(seed)
         try:
             import pyro  # noqa: F401  (sets the checks of torch's distributions when it is imported)
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 from torch.distributions import Distribution, Gamma, Normal, Uniform
 
 from engine import Evidence, Linear, Parameter, ParameterSpace
 from engine.posterior import nuts as module
 from engine.posterior import posterior
+from engine.posterior.lockstep import Ask, in_step
 from modalities import Gaussian, PoissonCounts
 
 
@@ -68,23 +72,87 @@ def test_a_wall_that_no_coordinate_carries_shows_as_divergences() -> None:
 
 
 def test_a_stop_keeps_the_draws_that_are_finished(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = module._chain
+    count = 0
 
-    def stopped(*arguments, **options):
-        for i, at in enumerate(made(*arguments, **options)):
-            if i == 60:
+    def stopped(evaluate, samplers, seeds):
+        def counted(y: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal count
+            count += 1
+            if count == 500:
                 raise KeyboardInterrupt
-            yield at
+            return evaluate(y)
 
-    monkeypatch.setattr(module, "_chain", stopped)
+        in_step(counted, samplers, seeds)
+
+    monkeypatch.setattr(module, "in_step", stopped)
     state = torch.get_rng_state()
     post = posterior(counts(), method="nuts", draws=1000, warmup=60, chains=2, seed=1)
     assert torch.equal(torch.get_rng_state(), state)
     assert post.status == "interrupted"
-    assert "stopped after 60 of 1000 draws" in post.reason
-    assert post.theta.shape == (60, 1)
+    assert f"stopped after {len(post.theta)} of 1000 draws" in post.reason
+    assert post.theta.shape == (len(post.theta), 1)
+    assert 2 * 20 <= len(post.theta) < 1000
+    assert post.chains == 2  # of one length
     assert bool(torch.isfinite(post.theta).all())
     assert 2.0 < post.mean["rate"] < 4.5
+    assert threading.active_count() == 1
+
+
+def test_chains_in_step_are_those_of_each_alone() -> None:
+    """Whatever else is answered in one evaluation, and in whatever order chains end, random numbers are a chain's own."""
+
+    def walk(steps: int, out: list[float]) -> Callable[[Ask], None]:
+        def run(ask: Ask) -> None:
+            y = torch.zeros(1).double()
+            for _ in range(steps):
+                value, slope = ask(y)
+                y = y + 0.5 * slope + torch.randn(1).double()
+                out.append(float(y + value))
+
+        return run
+
+    def evaluate(y: Tensor) -> tuple[Tensor, Tensor]:
+        calls.append(len(y))
+        return -0.5 * y.square().sum(-1), -y
+
+    steps, seeds = [5, 9, 3], [1, 2, 3]
+    calls: list[int] = []
+    together: list[list[float]] = [[], [], []]
+    in_step(evaluate, [walk(n, out) for n, out in zip(steps, together, strict=True)], seeds)
+    assert calls == [3, 3, 3, 2, 2, 1, 1, 1, 1]
+    for n, seed, out in zip(steps, seeds, together, strict=True):
+        alone: list[float] = []
+        in_step(evaluate, [walk(n, alone)], [seed])
+        assert alone == out
+    assert threading.active_count() == 1
+
+
+def test_what_a_chain_or_the_density_raises_ends_all_of_them() -> None:
+    ended: list[int] = []
+
+    def sampler(number: int, steps: int) -> Callable[[Ask], None]:
+        def run(ask: Ask) -> None:
+            try:
+                for _ in range(steps):
+                    ask(torch.zeros(1))
+                if number == 1:
+                    raise ValueError("of chain 1")
+            finally:
+                ended.append(number)
+
+        return run
+
+    with pytest.raises(ValueError, match="of chain 1"):
+        in_step(lambda y: (y[:, 0], y), [sampler(0, 9), sampler(1, 2), sampler(2, 9)], [0, 0, 0])
+    assert sorted(ended) == [0, 1, 2]
+
+    def bad(y: Tensor) -> tuple[Tensor, Tensor]:
+        raise ArithmeticError("of the density")
+
+    with pytest.raises(ArithmeticError, match="of the density"):
+        in_step(bad, [sampler(3, 9), sampler(4, 9)], [0, 0])
+    assert sorted(ended) == [0, 1, 2, 3, 4]
+    assert threading.active_count() == 1
 
 
 def test_a_stop_before_there_are_draws_stops() -> None:
