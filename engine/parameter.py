@@ -100,6 +100,13 @@ class Parameter:
             else 1.0
         )
 
+    @property
+    def log_height(self) -> float | None:
+        """The log-density in nats between the bounds where it is the same everywhere; None where it is not."""
+        if self.prior is None:
+            return 0.0
+        return self.prior.log_height - self._log_mass if self.prior.log_height is not None else None
+
     def log_prior(self, value: Tensor) -> Tensor:
         """The log-density in nats, truncated to the bounds; 0 inside a flat prior.
 

@@ -71,6 +71,8 @@ class ParameterSpace:
         self.lower = torch.tensor([p.bounds[0] for p in self._parameters], dtype=torch.float64)
         self.upper = torch.tensor([p.bounds[1] for p in self._parameters], dtype=torch.float64)
         self.scale = torch.tensor([p.scale for p in self._parameters], dtype=torch.float64)
+        self._ends = self.lower, self.upper  # as declared
+        self._height = math.fsum(p.log_height or 0.0 for p in self._parameters)
         self.constraints: tuple[SpaceConstraint, ...] = _checked(constraints)
         self._constrain()
 
@@ -293,9 +295,12 @@ class ParameterSpace:
 
         The density is not normalised again over the constraints: what it lacks is the same number for every θ.
         """
-        total = theta.new_zeros(theta.shape[:-1])
+        inside = ((theta >= self._ends[0]) & (theta <= self._ends[1])).all(-1)
+        total = self._height + (0.0 * theta).sum(-1)  # of the flat ones
         for i, parameter in enumerate(self._parameters):
-            total = total + parameter.log_prior(theta[..., i])
+            if parameter.log_height is None:
+                total = total + parameter.log_prior(theta[..., i])
+        total = torch.where(inside, total, -math.inf)
         if self.constraints:
             total = torch.where(self.contains(theta.detach()), total, -math.inf)
         return total

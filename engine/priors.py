@@ -104,6 +104,7 @@ class Prior:
             **{name: torch.tensor(value, dtype=torch.float64) for name, value in self.arguments.items()},
             validate_args=False,
         )
+        self._median = float(self._law.median())  # SciPy's takes longer than a density
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """The log-density (or log-probability) in nats of value (*) -> (*); −∞ outside the support."""
@@ -118,8 +119,8 @@ class Prior:
         open_at_zero = self.family == "LogNormal"
         usable = inside & (value > 0) if open_at_zero else inside
         if self.family in ("Beta", "Gamma"):
-            return torch.where(inside, self._powers(torch.where(inside, value, self.quantile(0.5))), -math.inf)
-        safe = torch.where(usable, value, self.quantile(0.5))  # keeps NaN out of the gradient
+            return torch.where(inside, self._powers(torch.where(inside, value, self._median)), -math.inf)
+        safe = torch.where(usable, value, self._median)  # keeps NaN out of the gradient
         return torch.where(usable, self._torch.log_prob(safe), -math.inf)
 
     def _powers(self, value: torch.Tensor) -> torch.Tensor:
@@ -135,6 +136,11 @@ class Prior:
         for concentration, base, rest in terms:
             total = total + rest + ((concentration - 1.0) * base.log() if concentration != 1.0 else 0.0)
         return total
+
+    @property
+    def log_height(self) -> float | None:
+        """The log-density in nats inside the support where it is the same everywhere; None where it is not."""
+        return -math.log(self.support[1] - self.support[0]) if self.family == "Uniform" else None
 
     @property
     def log_concave(self) -> bool:

@@ -16,7 +16,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,7 @@ class Unconstrained:
             if parameter.discrete:
                 raise ParameterError(f"parameter '{parameter.name}' is discrete: it has no unconstrained form")
         self._width = len(space)
-        blocks: list[_Interval | _Fractions | _Covariance] = []
+        blocks: list[_Intervals | _Fractions | _Covariance] = []
         taken: set[str] = set()
         simplices = {c.name: c for c in space.constraints if isinstance(c, Simplex)}
         for name in space.equalities:
@@ -75,32 +75,41 @@ class Unconstrained:
                 taken |= set(c.parameters)
                 places = [[space.index(n or "") for n in row] for row in c.matrix]
                 blocks.append(_Covariance(places, space.scale[[row[i] for i, row in enumerate(places)]].sqrt()))
-        blocks += [_Interval([j], *space[n].bounds) for j, n in enumerate(space.names) if n not in taken]
+        blocks += _intervals({j: space[n].bounds for j, n in enumerate(space.names) if n not in taken})
         dropped = {block.columns[-1] for block in blocks if isinstance(block, _Fractions)}
         kept = [j for j in range(len(space)) if j not in dropped]
+        self._size = len(kept)
         self._blocks = [(block, [kept.index(j) for j in block.columns if j not in dropped]) for block in blocks]
 
     def to_natural(self, z: Tensor) -> Tensor:
         """θ (*, P) of coordinates z (*, D)."""
-        return self._gather((block.columns, block.to_natural(z[..., at])) for block, at in self._blocks)
+        return _gathered(self._width, [(b.columns, b.to_natural(_columns(z, at))) for b, at in self._blocks])
 
     def to_unconstrained(self, theta: Tensor) -> Tensor:
         """Coordinates (*, D) of theta (*, P): infinite or clipped on a border, NaN for a matrix that is not positive."""
-        return self._gather((at, block.to_unconstrained(theta[..., block.columns])) for block, at in self._blocks)
+        return _gathered(self._size, [(at, b.to_unconstrained(_columns(theta, b.columns))) for b, at in self._blocks])
 
     def log_abs_det_jacobian(self, z: Tensor) -> Tensor:
         """log |dθ/dz| of z (*, D), shape (*), where dθ leaves out the last parameter of each simplex."""
         total = z.new_zeros(z.shape[:-1])
         for block, at in self._blocks:
-            total = total + block.log_abs_det_jacobian(z[..., at])
+            total = total + block.log_abs_det_jacobian(_columns(z, at))
         return total
 
-    @staticmethod
-    def _gather(parts: Iterator[tuple[Sequence[int], Tensor]]) -> Tensor:
-        columns: dict[int, Tensor] = {}
-        for places, values in parts:
-            columns |= dict(zip(places, values.unbind(-1), strict=True))
-        return torch.stack([columns[j] for j in sorted(columns)], -1)
+
+def _gathered(width: int, parts: Sequence[tuple[list[int], Tensor]]) -> Tensor:
+    """The columns of all parts at their places."""
+    if parts and parts[0][0] == list(range(width)):
+        return parts[0][1]
+    columns: dict[int, Tensor] = {}
+    for places, values in parts:
+        columns |= dict(zip(places, values.unbind(-1), strict=True))
+    return torch.stack([columns[j] for j in sorted(columns)], -1)
+
+
+def _columns(z: Tensor, at: list[int]) -> Tensor:
+    """Some columns; all of them without indexing, whose derivative takes longer than a transformation."""
+    return z if at == list(range(z.shape[-1])) else z[..., at]
 
 
 def _alone(constraint: PositiveSemidefinite, space: ParameterSpace) -> bool:
@@ -112,30 +121,51 @@ def _alone(constraint: PositiveSemidefinite, space: ParameterSpace) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class _Interval:
-    """One parameter between bounds."""
+def _intervals(bounds: dict[int, tuple[float, float]]) -> list[_Intervals]:
+    """Parameters by their columns, those with the same ends open together: few calls for many parameters."""
+    kinds: dict[tuple[bool, bool], list[int]] = {}
+    for j, ends in bounds.items():
+        kinds.setdefault((math.isfinite(ends[0]), math.isfinite(ends[1])), []).append(j)
+    return [_Intervals(columns, *_ends([bounds[j] for j in columns])) for columns in kinds.values()]
+
+
+def _ends(bounds: list[tuple[float, float]]) -> tuple[Tensor, Tensor]:
+    low, high = torch.tensor(bounds, dtype=torch.float64).unbind(-1)
+    return low, high
+
+
+@dataclass(frozen=True, eq=False)
+class _Intervals:
+    """Parameters between bounds, each on its own; which ends are finite is the same for all."""
 
     columns: list[int]
-    low: float
-    high: float
+    low: Tensor
+    high: Tensor
+
+    @cached_property
+    def _finite(self) -> tuple[bool, bool]:
+        return bool(self.low[0].isfinite()), bool(self.high[0].isfinite())
 
     @cached_property
     def _transform(self) -> Any:
-        if math.isfinite(self.low) and math.isfinite(self.high):
+        below, above = self._finite
+        if below and above:
             return biject_to(constraints.interval(self.low, self.high))
-        if math.isfinite(self.low):
+        if below:
             return biject_to(constraints.greater_than(self.low))
-        return biject_to(constraints.less_than(self.high) if math.isfinite(self.high) else constraints.real)
+        return biject_to(constraints.less_than(self.high) if above else constraints.real)
 
     def to_natural(self, z: Tensor) -> Tensor:
-        return self._transform(z)
+        return self._transform(z).to(z.dtype)
 
     def to_unconstrained(self, theta: Tensor) -> Tensor:
-        return self._transform.inv(theta)
+        return self._transform.inv(theta).to(theta.dtype)
 
     def log_abs_det_jacobian(self, z: Tensor) -> Tensor:
-        return self._transform.log_abs_det_jacobian(z, self._transform(z))[..., 0]
+        below, above = self._finite
+        if below and above:
+            return ((self.high - self.low).log() + logsigmoid(z) + logsigmoid(-z)).sum(-1).to(z.dtype)
+        return z.sum(-1) if below or above else z.new_zeros(z.shape[:-1])
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,8 @@ class Predictor(Exact):
         return value.to(torch.float64)
 
     def _dtype(self) -> torch.dtype:
+        if not isinstance(self.function, torch.nn.Module):
+            return torch.float64
         # The only floating tensors of this module that are not its inputs are those of the function.
         weights = (t for name, t in (*self.named_parameters(), *self.named_buffers()) if name.startswith("function."))
         return next((t.dtype for t in weights if t.is_floating_point()), torch.float64)

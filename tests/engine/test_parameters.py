@@ -169,3 +169,34 @@ def test_plain_values_are_checked_even_where_torch_does_not(monkeypatch):
     monkeypatch.setattr(td.Distribution, "_validate_args", False)
     with pytest.raises(ParameterError, match="scale"):
         Parameter.from_toml({"name": "a", "prior": {"distribution": "Normal", "loc": 0.0, "scale": -1.0}})
+
+
+def test_of_many_parameters_the_prior_and_the_coordinates_are_those_of_each():
+    """Together they are evaluated in few calls; one by one as declared, with what torch says of a single interval."""
+    parameters = [
+        Parameter("a", prior=td.Normal(0.0, 5.0)),
+        Parameter("b", prior=td.HalfCauchy(5.0), bounds=(1.0, math.inf)),
+        Parameter("c", prior=td.Uniform(-3.0, 2.0), bounds=(-1.0, 2.0)),
+        Parameter("d", bounds=(0.0, 1.0)),
+        Parameter("e", bounds=(-math.inf, 4.0)),
+        Parameter("f"),
+        Parameter("g", prior=td.LogNormal(0.0, 1.0)),
+    ]
+    space = ParameterSpace(parameters)
+    z = 2.0 * torch.randn(50, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    theta, volume = space.to_natural(z), torch.zeros(50, dtype=torch.float64)
+    for j, p in enumerate(parameters):
+        low, high = p.bounds
+        law = td.constraints.interval(low, high) if math.isfinite(low + high) else td.constraints.real
+        if math.isfinite(low) != math.isfinite(high):
+            law = td.constraints.greater_than(low) if math.isfinite(low) else td.constraints.less_than(high)
+        one = td.biject_to(law)
+        torch.testing.assert_close(theta[:, j], one(z[:, j]), rtol=1e-15, atol=0.0)
+        volume += one.log_abs_det_jacobian(z[:, j], one(z[:, j]))
+    torch.testing.assert_close(space.log_abs_det_jacobian(z), volume, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(space.to_unconstrained(theta), z, rtol=1e-9, atol=1e-9)
+    spread = torch.cat([theta, theta + 3.0, theta - 3.0])
+    each = sum(p.log_prior(spread[:, j]) for j, p in enumerate(parameters))
+    found = space.log_prior(spread)
+    assert 0 < int(found.isinf().sum()) < 150
+    torch.testing.assert_close(found, each, rtol=1e-14, atol=1e-14)
