@@ -42,6 +42,7 @@ class PluginInfo:
         has_code: Whether it ships a ``code.py``.
         has_observations: Whether it ships data.
         files: The SHA-256 of every other file of the folder, by relative path.
+        parts: The plugins whose observations it reads, where it is an interaction; else empty.
 
     Example:
         >>> import tempfile
@@ -69,6 +70,7 @@ class PluginInfo:
     has_code: bool
     has_observations: bool
     files: Mapping[str, str] = field(repr=False)
+    parts: tuple[str, ...] = ()
 
 
 def describe(folder: str | Path) -> PluginInfo:
@@ -126,6 +128,7 @@ def describe(folder: str | Path) -> PluginInfo:
             has_code=take("code", bool),
             has_observations=take("observations", bool),
             files=take_all("files", dict, str),
+            parts=take_all("parts", list, str),
         )
     except RegistryError:
         raise

@@ -108,6 +108,7 @@ class PluginEntry:
         appended: When, in UTC.
         supersedes: The content of the entry that it takes the place of; None for the first of its name.
         seal, line: As in :class:`ParameterEntry`.
+        parts: The plugins whose observations it reads, where it is an interaction; else empty.
 
     Example:
         >>> import tempfile
@@ -131,6 +132,7 @@ class PluginEntry:
     supersedes: str | None
     seal: str
     line: int
+    parts: tuple[str, ...] = ()
 
 
 #: Any of the blocks of a ledger.
@@ -353,7 +355,7 @@ class _Seen:
                 raise TamperedError(f"{where} {rule}; restore registry.toml from a copy")
 
         need(
-            set(fields) - {"supersedes"} == _PLUGIN_FIELDS,
+            set(fields) - {"supersedes", "parts"} == _PLUGIN_FIELDS,
             f"must have the fields {sorted(_PLUGIN_FIELDS)}, got {sorted(fields)[:9]}",
         )
         texts = [fields[key] for key in ("name", "folder", "content", "factory")]
@@ -383,5 +385,12 @@ class _Seen:
             type(appended) is datetime and appended.utcoffset() is not None,
             f"must have a UTC time, got {appended!r:.100}",
         )
+        parts = fields.get("parts", [])
+        need(
+            isinstance(parts, list) and all(type(p) is str and p in self.plugins and p != name for p in parts)
+            and len(set(parts)) == len(parts) and ("parts" not in fields or len(parts) > 1),
+            f"must have as parts at least two plugins that are registered before it, got {parts!r:.200}",
+        )  # fmt: skip
         earlier.append(content)
-        return PluginEntry(name, folder, content, tuple(parameters), factory, appended, supersedes, seal, line)
+        entry = (name, folder, content, tuple(parameters), factory, appended, supersedes, seal, line)
+        return PluginEntry(*entry, tuple(parts))

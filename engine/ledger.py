@@ -243,6 +243,7 @@ class Ledger:
         sync_tree(staged)
         info, content = describe(staged), content_hash(staged)
         fields |= {"content": content, "parameters": list(info.parameter_names), "factory": info.factory}
+        fields |= {"parts": list(info.parts)} if info.parts else {}
         fields["appended"] = datetime.now(UTC).replace(microsecond=0)
         together = united(self.entries, {f"the append of '{name}'": parameters, name: info.parameters})
         check_plugin(name, info, ParameterSpace(together))
@@ -360,10 +361,10 @@ class Ledger:
                     f"the ledger sealed as {entry.content[:15]}...; restore it from a copy"
                 )
             info = describe(folder)
-            if (info.factory, info.parameter_names) != (entry.factory, entry.parameters):
+            if (info.factory, info.parameter_names, info.parts) != (entry.factory, entry.parameters, entry.parts):
                 raise TamperedError(
-                    f"{self._label(entry)} must have the factory and the parameters of {folder / 'plugin.toml'}, got "
-                    f"{entry.factory!r} and {entry.parameters}; restore registry.toml from a copy"
+                    f"{self._label(entry)} must have the factory, the parameters and the parts of {folder / 'plugin.toml'}, got "
+                    f"{entry.factory!r}, {entry.parameters} and {entry.parts}; restore registry.toml from a copy"
                 )
             return folder
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -18,6 +18,7 @@ import zarr
 from torch import Tensor
 
 from engine.errors import ObservationError, UnknownPluginError
+from engine.joining import JoinedSource, partners
 from engine.modality import Modality
 
 __all__ = ["Observations"]
@@ -101,6 +102,8 @@ class Observations(Mapping[str, Tensor]):
         modalities: The plugins there are, by name.
         allow_identical: Take two plugins with the very same data as two measurements that agree.
         block: Observations read together; leave it out, it is for tests of the sum itself.
+        interactions: Plugin over several others -> its parts, whose observations it reads joined; by default, those of
+            ``modalities`` whose parts all have data.
 
     Attributes:
         hashes: Plugin -> the SHA-256 of its data, in hexadecimal.
@@ -128,6 +131,7 @@ class Observations(Mapping[str, Tensor]):
         *,
         allow_identical: bool = False,
         block: int | None = None,
+        interactions: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         if isinstance(data, str | PathLike):
             data = zarr.open_group(data, mode="r")
@@ -141,14 +145,41 @@ class Observations(Mapping[str, Tensor]):
             raise ObservationError(
                 f"no data: give observations for at least one of {', '.join(sorted(modalities)) or 'the plugins'}"
             )
-        self._sources = {name: Source(name, values) for name, values in named.items()}
+        self._sources: dict[str, Source | JoinedSource] = {name: Source(name, values) for name, values in named.items()}
         self._block = block
         self.hashes: dict[str, str] = {}
         self._constant: dict[str, bool] = {}
+        if interactions is None:
+            interactions = partners({n: m.parts for n, m in modalities.items()}, self._sources)
+        self._given = tuple(self._sources)
+        self._join({n: p for n, p in interactions.items() if n not in named})
         for name in self._sources:
             self._check(name, modalities[name])
         if not allow_identical:
             self._refuse_identical(modalities)
+
+    def _join(self, interactions: Mapping[str, Sequence[str]]) -> None:
+        for name, parts in interactions.items():
+            self._sources[name] = JoinedSource(name, {p: self._sources[p] for p in parts})
+
+    def with_interactions(
+        self, interactions: Mapping[str, Sequence[str]], modalities: Mapping[str, Modality]
+    ) -> Observations:
+        """The same data, read by these interactions too, and by no others.
+
+        Arguments:
+            interactions: Plugin over several others -> its parts.
+            modalities: Those of the interactions, by name.
+
+        Raises:
+            ObservationError: for parts with unequal numbers of observations, or that cannot be scored together.
+        """
+        out = self.only(self._given)
+        out._join({n: p for n, p in interactions.items() if n not in out._sources})
+        for name in out._sources:
+            if name not in out._constant:
+                out._check(name, modalities[name])
+        return out
 
     @property
     def lengths(self) -> dict[str, int]:
@@ -157,8 +188,8 @@ class Observations(Mapping[str, Tensor]):
 
     @property
     def hash(self) -> str:
-        """SHA-256 of all data by plugin name, whatever the order, dtype or store it came in."""
-        lines = "".join(f"{name} {self.hashes[name]}\n" for name in sorted(self.hashes))
+        """SHA-256 of the data that were given, by plugin name, whatever the order, dtype or store they came in."""
+        lines = "".join(f"{name} {self.hashes[name]}\n" for name in sorted(self._given))
         return "sha256:" + hashlib.sha256(lines.encode()).hexdigest()
 
     def blocks(self, name: str) -> Iterator[Tensor]:
@@ -191,6 +222,7 @@ class Observations(Mapping[str, Tensor]):
                 f"there is data for {', '.join(self._sources)} here, {f'not for {missing[0]!r}' if missing else 'and none was asked for'}"
             )
         some = copy.copy(self)
+        some._given = tuple(name for name in self._given if name in names)
         some._sources = {name: self._sources[name] for name in names}
         some.hashes = {name: self.hashes[name] for name in names}
         some._constant = {name: self._constant[name] for name in names}

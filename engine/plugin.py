@@ -151,6 +151,8 @@ def _write(
         f"observations = {inline(observations is not None)}",
         f"frozen = {inline(sorted(key for key, w in modality.named_parameters() if not w.requires_grad))}",
     ]
+    if modality.parts:
+        lines.append(f"parts = {inline(list(modality.parts))}")
     if prior is not None:
         lines.append(f"training_prior = {inline([p.to_toml() for p in prior])}")
         if prior.constraints:
@@ -334,9 +336,10 @@ def _read(folder: Path, trust: bool, guarded: bool) -> Modality:
     except RegistryError as error:
         versions = ", ".join(f"{name} {version}" for name, version in info.versions.items())
         raise RegistryError(f"{folder}: {error} (it was written with {versions})") from error
-    if (modality.parameter_names, tuple(modality.event_shape)) != (info.parameter_names, info.event_shape):
+    said = info.parameter_names, info.event_shape, info.parts
+    if (modality.parameter_names, tuple(modality.event_shape), tuple(modality.parts)) != said:
         raise RegistryError(
-            f"{folder}: plugin.toml must name the parameters and the event shape of its modality, got others"
+            f"{folder}: plugin.toml must name the parameters, the event shape and the parts of its modality, got others"
         )
     _load_state(modality, {key: arrays[f"state/{key}"] for key in shapes}, folder)
     weights = dict(modality.named_parameters())

@@ -7,6 +7,7 @@ A workspace is a folder with ``registry.toml`` (see :mod:`engine.ledger`) and ``
 from __future__ import annotations
 
 import copy
+import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -29,6 +30,7 @@ from engine.estimate import estimate
 from engine.evidence import Evidence
 from engine.hypotheses import Comparison, compare, probabilities
 from engine.information.dependence import Dependence, Pairs, with_dependence
+from engine.joining import join_data_sets, partners
 from engine.layer import EstimationLayer
 from engine.learning.simulator import Simulate
 from engine.ledger import ConstraintEntry, Ledger, PluginEntry, Verification
@@ -37,7 +39,7 @@ from engine.modality import Modality
 from engine.observations import Observations
 from engine.parameter import Parameter
 from engine.parameters import ParameterSpace
-from engine.plugin import read_certificate, read_observations, read_plugin, write_plugin
+from engine.plugin import describe, read_certificate, read_observations, read_plugin, write_plugin
 from engine.posterior.marginal import BayesFactor, bayes_factor, refuse_unnormalised
 from engine.posterior.result import Posterior
 from engine.refinement.estimate import refined_estimate, refined_estimates
@@ -194,6 +196,7 @@ class Registry:
         if not isinstance(modality, Modality):
             raise RegistryError(f"a plugin is an engine.Modality, got {type(modality).__name__}; subclass Modality")
         modality = copy.deepcopy(modality).eval()
+        self._check_parts(name, modality, observations)
         admission = admit(name, modality, certificate, self.parameters, force)
         stored = None
         if observations is not None:
@@ -240,6 +243,41 @@ class Registry:
         self._ledger = self._ledger.append(constraints=constraints)
         new, asked = self._ledger.entries[before:], {c.meaning() for c in constraints}
         return tuple(e for e in new if isinstance(e, ConstraintEntry) and e.constraint.meaning() in asked)
+
+    def _check_parts(self, name: str, modality: Modality, observations: Any) -> None:
+        """Refuse an interaction of plugins that are not there, have other data, or are covered by another one already."""
+        parts = tuple(modality.parts)
+        if not parts:
+            if tied := [n for n, e in self.plugins.items() if n != name and name in e.parts and name in self.plugins]:
+                size = describe(self._folder(self._entry(name))).event_shape
+                if tuple(modality.event_shape) != size:
+                    raise RegistryError(
+                        f"'{tied[0]}' reads the observations of '{name}', which must keep their shape {size}, got "
+                        f"{tuple(modality.event_shape)}; append it under another name"
+                    )
+            return
+        if observations is not None:
+            raise RegistryError(f"'{name}' reads the observations of {', '.join(parts)}: it has none of its own")
+        inner = [p for p in parts if p not in self.plugins or self.plugins[p].parts]
+        if inner or name in parts or len(set(parts)) < 2 or len(set(parts)) < len(parts):
+            raise RegistryError(
+                f"an interaction joins different plugins that are registered and have data of their own, got {parts}; there are "
+                f"{', '.join(n for n, e in self.plugins.items() if not e.parts) or 'none'}"
+            )
+        entries = sum(math.prod(describe(self._folder(self._entry(p))).event_shape) for p in parts)
+        if tuple(modality.event_shape) != (entries,):
+            raise RegistryError(
+                f"one observation of {' and '.join(parts)} has {entries} numbers in all, got the event shape "
+                f"{tuple(modality.event_shape)} of '{name}'; give event_shapes in the order of the parts"
+            )
+        for other, entry in self.plugins.items():
+            both = set(entry.parts) & set(parts)
+            nested = set(entry.parts) < set(parts) or set(parts) < set(entry.parts)
+            if other != name and len(both) > 1 and not nested:
+                raise RegistryError(
+                    f"'{other}' carries what {' and '.join(sorted(both))} share already, which would count twice; supersede it, or "
+                    f"append one interaction over {', '.join(sorted({*entry.parts, *parts}))}"
+                )
 
     def _try(
         self,
@@ -372,7 +410,8 @@ class Registry:
             data: plugin name -> (N, *event_shape), any subset of the plugins (or a zarr group, or its
                 path); None takes the data that plugins brought along.
             prior: Whether to add the log prior, once.
-            only, without: Names of plugins to keep or to leave out.
+            only, without: Names of plugins to keep or to leave out. An interaction takes part where all of its parts do, unless
+                it is left out by name.
             allow_identical: Take equal data of two plugins as two measurements that agree.
 
         Raises:
@@ -382,30 +421,43 @@ class Registry:
         if data is None and not kept:
             raise ObservationError("no plugin brought data along; give data={'plugin': observations}")
         live = _Modalities(self)
-        if only is not None or without is not None:
-            kept = self._select(kept, only, without)
+        kept, joining = self._select(kept, only, without)
         if not isinstance(kept, Observations):
-            kept = Observations(kept, live, allow_identical=allow_identical)
+            kept = Observations(kept, live, allow_identical=allow_identical, interactions=joining)
         return Evidence(self.parameters, live, kept, prior=prior)
 
-    def _select(self, data: Any, only: Names | None, without: Names | None) -> dict[str, Any]:
-        if not isinstance(data, Mapping):
+    def _select(self, data: Any, only: Names | None, without: Names | None) -> tuple[Any, dict[str, tuple[str, ...]]]:
+        """The data of the plugins that a query keeps, and the interactions that come with them."""
+        keep, drop = None if only is None else _names(only), [] if without is None else _names(without)
+        for name in (*(keep or ()), *drop):
+            self._entry(name)
+        if isinstance(data, Observations) and keep is None and not drop:
+            return data, {}
+        if isinstance(data, str | PathLike):
             import zarr
 
-            data = (
-                dict(zarr.open_group(data, mode="r").members())
-                if isinstance(data, str | PathLike)
-                else dict(data.members())
+            data = zarr.open_group(data, mode="r")
+        if not isinstance(data, Mapping):
+            data = dict(data.members()) if hasattr(data, "members") else dict(data)
+        tied = {n: e.parts for n, e in self.plugins.items() if e.parts}
+        if isinstance(data, Observations):
+            data = {n: x for n, x in data.items() if n not in tied}
+        if given := sorted(set(tied) & set(data)):
+            raise ObservationError(
+                f"plugin '{given[0]}' reads the observations of {' and '.join(tied[given[0]])}, got others; leave its name out"
             )
-        keep = list(data) if only is None else _names(only)
-        drop = [] if without is None else _names(without)
-        for name in (*keep, *drop):
-            self._entry(name)
-            if name not in data:
+        for name in (*(keep or ()), *drop):
+            if name not in data and name not in tied:
                 raise ObservationError(
                     f"plugin '{name}' has no data here; there is data for {', '.join(data) or 'none'}"
                 )
-        return {name: x for name, x in data.items() if name in keep and name not in drop}
+        kept = {n: x for n, x in data.items() if (keep is None or n in keep) and n not in drop}
+        joining = partners({n: p for n, p in tied.items() if n not in drop}, kept)
+        if lost := [n for n in keep or () if n in tied and n not in joining]:
+            raise ObservationError(
+                f"plugin '{lost[0]}' takes part only where all of {', '.join(tied[lost[0]])} do; ask for these as well"
+            )
+        return kept, joining
 
     def log_evidence(self, data: Any, theta: Tensor, *, prior: bool = False) -> Tensor:
         """S(θ) in nats. Differentiable where θ requires a gradient.
@@ -533,8 +585,8 @@ class Registry:
             ObservationError, UnknownPluginError, ParameterError, ModalityError, UntrustedError: for input
             that cannot be used; the message names the plugin and the data set.
         """
-        if only is not None or without is not None:
-            data = self._select(data, only, without)
+        data, joining = self._select(data, only, without)
+        data, mask, offsets = join_data_sets(data, joining, mask, offsets)
         sets = DataSets(data, _Modalities(self), mask=mask, offsets=offsets, allow_identical=allow_identical)
         modalities = {name: self.modality(name) for name in sets.names}
         settings: dict[str, Any] = {
@@ -581,7 +633,12 @@ class Registry:
         drop = [] if without is None else _names(without)
         for name in (*keep, *drop):
             self._entry(name)
-        modalities = {name: copy.deepcopy(self.modality(name)) for name in keep if name not in drop}
+        tied = partners({n: e.parts for n, e in self.plugins.items()}, [n for n in keep if n not in drop])
+        if tied := [n for n in tied if n not in drop]:
+            raise RegistryError(
+                f"a layer takes no interactions, such as '{tied[0]}'; leave it out with without='{tied[0]}'"
+            )
+        modalities = {n: copy.deepcopy(self.modality(n)) for n in keep if n not in drop and not self.plugins[n].parts}
         return EstimationLayer(
             self.parameters, modalities, prior=prior, screen=screen, polish=polish, seed=seed, failed=failed
         )
@@ -710,6 +767,8 @@ class Registry:
     ) -> CalibrationCheck:
         """Whether the sum's posteriors cover: simulation-based calibration, TARP and expected coverage.
 
+        Plugins are simulated independently, so that interactions take no part.
+
         Arguments:
             observations: How many observations of each plugin a data set has, by name or for all; by default as many as
                 the plugins brought along, or one.
@@ -725,7 +784,7 @@ class Registry:
         drop = [] if without is None else _names(without)
         for name in (*keep, *drop):
             self._entry(name)
-        names = [n for n in keep if n not in drop]
+        names = [n for n in keep if n not in drop and not self.plugins[n].parts]
         if isinstance(observations, Mapping):
             for name in observations:
                 self._entry(name)

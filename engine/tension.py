@@ -298,7 +298,8 @@ def tension(
     if toys < 0 or 0 < toys < 20:
         raise EstimateError(f"a law is found from 20 toys and more, or none, got {toys}; 500 are a good number")
     names = fit._evidence.names if fit._evidence is not None else tuple(sorted(fit.provenance.get("plugins", ())))
-    parts = _partition(groups, names)
+    ties = {} if fit._evidence is None else {n: m.parts for n, m in fit._evidence.modalities.items() if m.parts}
+    parts = _partition(groups, names, ties)
     if fit._evidence is None:
         nothing = Compatibility(tuple(parts), math.nan, 0, None, "none")
         why = f"the sum: {fit.reason}" if fit.status is Status.FAILED else "the estimate no longer holds its data"
@@ -324,10 +325,14 @@ def chosen(groups: Groups) -> list[str]:
     return list(dict.fromkeys(name for group in _sets(groups) for name in group))
 
 
-def _partition(groups: Groups | None, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Part -> its plugins, sorted, each plugin once."""
+def _partition(
+    groups: Groups | None, names: Sequence[str], ties: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[str, ...]]:
+    """Part -> its plugins, sorted, each plugin once; what an interaction ties belongs to one part, with the interaction."""
     if groups is None:
-        return {name: (name,) for name in sorted(names)}
+        groups = _tied([n for n in sorted(names) if n not in ties], ties)
+    elif ties:
+        groups = _with_ties(groups, ties)
     flat = chosen(groups)
     listed = _sets(groups)
     labels = list(groups) if isinstance(groups, Mapping) else [" + ".join(group) for group in listed]
@@ -342,6 +347,33 @@ def _partition(groups: Groups | None, names: Sequence[str]) -> dict[str, tuple[s
         )  # fmt: skip
         raise EstimateError(f"groups have every plugin of the estimate once; {why}")
     return dict(sorted(zip(labels, listed, strict=True)))
+
+
+def _tied(names: Sequence[str], ties: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Every plugin a part of its own, but those that interactions tie."""
+    sets = {name: {name} for name in names}
+    for name, parts in ties.items():
+        together = set().union({name}, *(sets[p] for p in parts))
+        sets |= dict.fromkeys(together - set(ties), together)
+    found = {frozenset(group) for group in sets.values()}
+    own = {" + ".join(sorted(group - set(ties))): tuple(sorted(group)) for group in found}
+    return dict(sorted(own.items()))
+
+
+def _with_ties(groups: Groups, ties: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Groups with the interactions of the plugins in each."""
+    listed = _sets(groups)
+    labels = list(groups) if isinstance(groups, Mapping) else [" + ".join(group) for group in listed]
+    out = {}
+    for label, group in zip(labels, listed, strict=True):
+        come = tuple(n for n, parts in ties.items() if set(parts) <= set(group) and n not in group)
+        out[label] = (*group, *come)
+    flat = [n for group in out.values() for n in group]
+    if split := [n for n in ties if n not in flat]:
+        raise EstimateError(
+            f"{' and '.join(map(repr, ties[split[0]]))} depend on each other ('{split[0]}'): put them in one group"
+        )
+    return out
 
 
 def _sets(groups: Groups) -> list[tuple[str, ...]]:

@@ -15,6 +15,7 @@ Learned from simulations or labelled pairs by :func:`engine.learning.fit`, with 
 - data of any kind, as a ratio of likelihood and evidence: :class:`NeuralRatio`
 - data of any kind about few parameters, as a ratio of posterior and prior: :class:`NeuralPosterior`
 - the mean of several of them: :class:`NeuralEnsemble`
+- what kinds of data share that depend on each other given θ: :class:`Interaction`, trained by :func:`fit_interaction`
 - what was trained with sbi: :func:`from_sbi`
 """
 
@@ -22,6 +23,7 @@ from modalities.categorical import Categorical
 from modalities.constraint import Constraint
 from modalities.from_sbi import SbiEstimator, from_sbi
 from modalities.gaussian import Gaussian
+from modalities.interaction import Interaction, fit_interaction
 from modalities.mixture_density import MixtureDensity
 from modalities.neural_ensemble import NeuralEnsemble
 from modalities.neural_likelihood import NeuralLikelihood
@@ -36,6 +38,7 @@ __all__ = [
     "Categorical",
     "Constraint",
     "Gaussian",
+    "Interaction",
     "MixtureDensity",
     "NeuralEnsemble",
     "NeuralLikelihood",
@@ -46,5 +49,6 @@ __all__ = [
     "Quadratic",
     "SbiEstimator",
     "StudentT",
+    "fit_interaction",
     "from_sbi",
 ]

@@ -56,7 +56,8 @@ def estimate(
         fit = registry.estimate(found, only=only, without=without, dependence=paired, **settings)
         singles = {}
         if alone and len(fit.provenance["plugins"]) > 1:
-            singles = {name: registry.estimate(found, only=name, **settings) for name in fit.provenance["plugins"]}
+            own = [name for name in fit.provenance["plugins"] if not registry.plugins[name].parts]
+            singles = {name: registry.estimate(found, only=name, **settings) for name in own}
         intervals = fit.intervals(level=level) if profile and str(fit.status) != "failed" else None
     if as_json:
         combined = fit.to_dict()

@@ -22,6 +22,7 @@ import torch
 
 from engine.errors import PosteriorError, UnknownPluginError
 from engine.evidence import Evidence
+from engine.joining import partners
 from engine.modality import Modality
 from engine.observations import Observations, refuse_identical
 from engine.posterior.diagnostics import K_HAT, smoothed
@@ -81,11 +82,21 @@ def appended(post: Posterior, data: Mapping[str, Any], registry: Registry | None
     if not source.settings["allow_identical"]:
         everyone = {**{n: source.registry.modality(n) for n in source.observations}, **fresh}
         refuse_identical(observations.hashes, observations._constant, everyone)
+    joining = _joining(registry, observations, source.observations)
+    if joining:
+        modalities = {n: registry.modality(n) for n in joining}
+        kept = {n: registry.plugins[n].parts for n in source.observations if registry.plugins[n].parts}
+        larger = {n: p for n, p in kept.items() if not any(set(p) < set(q) for q in joining.values())}
+        observations = observations.with_interactions(
+            {**larger, **joining}, {**fresh, **source.modalities, **modalities}
+        )
     refine = source.settings["refine"]
     if isinstance(refine, Mapping):
         refine = {n: f for n, f in refine.items() if n in fresh} or None
     laws = laws_of(fresh, refine, registry.parameters)
     why = "that was asked for" if recompute else _other_parameters(post, registry)
+    if joining and not why:
+        why = f"'{next(iter(joining))}' joins what depends on each other"
     if laws and not why:
         why = f"'{next(iter(laws))}' is calibrated around the estimate, together with the others"
     if why:
@@ -107,6 +118,8 @@ def removed(post: Posterior, names: Sequence[str], recompute: bool | None) -> Po
     for name in names:
         if name not in source.observations:
             raise PosteriorError(f"'{name}' took no part; there are {', '.join(sorted(source.observations))}")
+    tied = {n: source.modalities[n].parts for n in source.observations if n in source.modalities}
+    names = [*names, *(n for n, parts in tied.items() if n not in names and set(parts) & set(names))]
     if not names or set(names) == set(source.observations):
         raise PosteriorError(f"some plugins must go and some must stay, got {', '.join(names) or 'none'} to go")
     observations = _less(source.observations, names)
@@ -233,6 +246,13 @@ def _finished(post: Posterior, source: Source, fresh: Sequence[str]) -> Posterio
     )
 
 
+def _joining(registry: Registry, now: Observations, before: Observations) -> dict[str, tuple[str, ...]]:
+    """The interactions that take part with these data and could not with fewer."""
+    parts = {n: e.parts for n, e in registry.plugins.items()}
+    could = partners(parts, before)
+    return {n: p for n, p in partners(parts, now).items() if n not in could and n not in before}
+
+
 def _again(registry: Registry, observations: Observations, settings: Mapping[str, Any], why: str) -> Posterior:
     settings = dict(settings)
     if isinstance(settings["refine"], Mapping):
@@ -274,6 +294,7 @@ def _joined(a: Observations, b: Observations) -> Observations:
     out = copy.copy(a)
     out._sources, out.hashes = {**a._sources, **b._sources}, {**a.hashes, **b.hashes}
     out._constant = {**a._constant, **b._constant}
+    out._given = (*a._given, *b._given)
     return out
 
 
@@ -283,4 +304,5 @@ def _less(a: Observations, names: Sequence[str]) -> Observations:
     out._sources = {n: s for n, s in a._sources.items() if n not in names}
     out.hashes = {n: h for n, h in a.hashes.items() if n not in names}
     out._constant = {n: c for n, c in a._constant.items() if n not in names}
+    out._given = tuple(n for n in a._given if n not in names)
     return out

@@ -150,7 +150,7 @@ def report(
     with progress_bar("writing the report", 6, progress) as tick:
         fit = registry.estimate(data, **settings)
         failed = str(fit.status) == "failed"
-        names = list(fit.provenance["plugins"])
+        names = [n for n in fit.provenance["plugins"] if not registry.plugins[n].parts]
         tick(1)
         alone: dict[str, Estimate] = {}
         if len(names) > 1:

@@ -1,0 +1,126 @@
+r"""Plugins over several others: which of them a query uses, and the observations that they read.
+
+A modality with :attr:`engine.modality.Modality.parts` scores observation i of several plugins together: an interaction,
+which carries what their sum misses where they depend on each other given θ. It has no data of its own. It takes part where all of
+its parts do, and reads their observations joined entry by entry. One over more plugins carries what one over fewer of
+them does, so that of two that contain each other the larger counts alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.errors import ObservationError
+
+__all__: list[str] = []  # what sums do with interactions
+
+
+def partners(parts: Mapping[str, Sequence[str]], names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The interactions that a query uses, with their parts.
+
+    Arguments:
+        parts: Interaction -> its parts.
+        names: The plugins of the query.
+
+    Example:
+        >>> pairs = {"ab": ("a", "b"), "bc": ("b", "c")}
+        >>> partners(pairs, ["a", "b"]), partners({**pairs, "abc": ("a", "b", "c")}, "abc")
+        ({'ab': ('a', 'b')}, {'abc': ('a', 'b', 'c')})
+    """
+    here = set(names)
+    found = {n: tuple(p) for n, p in parts.items() if p and set(p) <= here}
+    return {n: p for n, p in found.items() if not any(set(p) < set(q) for q in found.values())}
+
+
+class JoinedSource:
+    """The observations of several plugins as one row of numbers each, read where they lie.
+
+    Arguments:
+        name: The interaction.
+        sources: Part -> its source, in order.
+
+    Raises:
+        ObservationError: for parts with unequal numbers of observations.
+    """
+
+    def __init__(self, name: str, sources: Mapping[str, Any]) -> None:
+        lengths = {part: source.shape[0] for part, source in sources.items()}
+        refuse_unequal(name, lengths)
+        self.name, self._sources = name, list(sources.values())
+        width = sum(torch.Size(source.shape[1:]).numel() for source in self._sources)
+        self.shape = (next(iter(lengths.values())), width)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        return joined([source.read(start, stop) for source in self._sources], 1)
+
+
+def joined(parts: Sequence[Tensor], lead: int) -> Tensor:
+    """Observations (*lead, *event) of several plugins side by side, (*lead, entries of all).
+
+    Arguments:
+        parts: One tensor for each plugin.
+        lead: How many leading dimensions count observations and data sets.
+
+    Example:
+        >>> joined([torch.ones(3, 2), torch.zeros(3)], 1).tolist()
+        [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [1.0, 1.0, 0.0]]
+    """
+    return torch.cat([x.reshape(*x.shape[:lead], -1) for x in parts], -1)
+
+
+def refuse_unequal(name: str, lengths: Mapping[str, Any]) -> None:
+    """ObservationError where the parts of an interaction have other numbers of observations."""
+    if len(set(lengths.values())) > 1:
+        raise ObservationError(
+            f"plugin '{name}' scores observation i of {' and '.join(map(repr, lengths))} together, which must be as many, got "
+            f"{dict(lengths)}; give the pairs, or leave it out with without='{name}'"
+        )
+
+
+def join_data_sets(
+    data: Mapping[str, Any],
+    found: Mapping[str, Sequence[str]],
+    mask: Mapping[str, Any] | None,
+    offsets: Mapping[str, Any] | None,
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Data sets, masks and offsets with those of the interactions; zarr arrays that they read are taken into memory.
+
+    Arguments:
+        data, mask, offsets: As for :class:`engine.datasets.DataSets`.
+        found: Interaction -> its parts, which there is data for.
+    """
+    data, mask, offsets = dict(data), dict(mask or {}), dict(offsets or {})
+    for name, parts in found.items():
+        for kind in (mask, offsets):
+            given = [kind.get(p) for p in parts]
+            if any(g is not None for g in given):
+                same = all(g is not None and torch.equal(torch.as_tensor(g), torch.as_tensor(given[0])) for g in given)
+                if not same:
+                    raise ObservationError(
+                        f"plugin '{name}' scores {' and '.join(map(repr, parts))} together: their masks and offsets must be the "
+                        f"same; give the pairs, or leave it out with without='{name}'"
+                    )
+                kind[name] = given[0]
+        lead = 1 if name in offsets else 2
+        values = [data[p] for p in parts]
+        if lead == 2 and any(isinstance(v, list | tuple) and not _number(v) for v in values):
+            sets = [[torch.as_tensor(one) for one in v] for v in values]
+            for b, row in enumerate(zip(*sets, strict=False)):
+                refuse_unequal(name, {f"{p}, data set {b}": len(x) for p, x in zip(parts, row, strict=True)})
+            data[name] = [joined(row, 1) for row in zip(*sets, strict=False)]
+            continue
+        tensors = [v if isinstance(v, Tensor) else torch.as_tensor(v[:] if hasattr(v, "shape") else v) for v in values]
+        refuse_unequal(name, {p: tuple(x.shape[:lead]) for p, x in zip(parts, tensors, strict=True)})
+        data[name] = joined(tensors, lead)
+    return data, mask, offsets
+
+
+def _number(value: Any) -> bool:
+    """Whether nested lists hold numbers throughout, rather than arrays."""
+    while isinstance(value, list | tuple) and value:
+        value = value[0]
+    return isinstance(value, int | float)

@@ -1,0 +1,209 @@
+"""Learned interactions against closed forms: two normal parts around θ, noise that correlates by 0.8."""
+
+import math
+from functools import cache
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+from engine import Parameter, ParameterSpace, Registry
+from engine.errors import ModalityError
+from engine.information import dependence
+from engine.learning import fit
+from engine.plugin import describe, read_plugin, write_plugin
+from engine.testing import check_modality
+from modalities import Gaussian, Interaction, fit_interaction
+
+RHO, SD = 0.8, (1.0, 2.0)
+NATS = 0.5 * math.log(1.0 / (1.0 - RHO**2))
+SPACE = ParameterSpace([Parameter("mu", prior=Normal(0.0, 1.0))])
+
+
+def simulate(theta, generator):
+    e = torch.randn(len(theta), 2, generator=generator, dtype=torch.float64)
+    second = RHO * e[:, :1] + math.sqrt(1.0 - RHO**2) * e[:, 1:]
+    return {"a": theta + SD[0] * e[:, :1], "b": theta + SD[1] * second}
+
+
+def exact(x, theta):
+    z = (x - theta) / torch.tensor(SD, dtype=x.dtype)
+    joint = (z[..., 0] ** 2 - 2 * RHO * z[..., 0] * z[..., 1] + z[..., 1] ** 2) / (1 - RHO**2)
+    return -0.5 * math.log(1 - RHO**2) - 0.5 * joint + 0.5 * z.square().sum(-1)
+
+
+def fresh(seed=0, parts=("a", "b"), shapes=((1,), (1,)), **settings):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Interaction(parts, ("mu",), event_shapes=shapes, **settings)
+
+
+@cache
+def trained():
+    s12 = fresh(hidden=(32, 32))
+    fit_interaction(
+        s12,
+        prior=SPACE,
+        simulate=simulate,
+        simulations=6000,
+        seed=0,
+        batch=500,
+        epochs=12,
+        learning_rate=5e-3,
+        progress=False,
+    )
+    return s12
+
+
+def test_it_learns_the_pointwise_mutual_information_given_theta():
+    theta = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = trained().joined(simulate(theta, torch.Generator().manual_seed(2)))
+    with torch.no_grad():
+        miss = trained()(x, theta) - exact(x, theta)
+    assert float(exact(x, theta).std()) > 0.7
+    assert float(miss.square().mean().sqrt()) < 0.25
+    assert abs(float(miss.mean())) < 0.05
+
+
+@pytest.mark.parametrize("at", [-1.0, 0.0, 1.0])
+def test_it_is_normalised_over_parts_redrawn_at_the_same_theta(at):
+    found = trained().check(simulate, torch.tensor([at], dtype=torch.float64), 20_000, seed=7)
+    assert found.normalisation == pytest.approx(1.0, abs=0.06)
+    assert found.information == pytest.approx(NATS, abs=0.05)
+    assert found.information_error == pytest.approx(0.8 / math.sqrt(20_000), rel=0.2)  # sd of s_12 is ρ
+
+
+def test_the_loss_is_that_of_pairs_against_parts_redrawn_at_the_same_theta():
+    """−½ E log σ(h) − ½ E' log σ(−h), least at h = s_12: 0.5 where the truth says, more for h moved to either side."""
+    from modalities.interaction import _Redrawn
+
+    class Known(Interaction):
+        def evidence_of(self, features, theta):
+            return exact(features * self.feature_scale + self.feature_centre, theta * self.theta_scale) + self.shift
+
+    s12 = Known(("a", "b"), ("mu",), event_shapes=((1,), (1,)), hidden=(4,)).double()
+    theta = torch.randn(50_000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.stack([s12.joined(simulate(theta, generator)) for _ in range(2)], 1)
+    loss = {}
+    for shift in (-0.3, 0.0, 0.3):
+        s12.shift = shift
+        loss[shift] = float(_Redrawn(s12).loss_of(rows.flatten(1), theta).mean())
+    h, apart = exact(rows[:, 0], theta), exact(torch.stack([rows[:, 0, 0], rows[:, 1, 1]], -1), theta)
+    expected = 0.5 * torch.nn.functional.softplus(-h).mean() + 0.5 * torch.nn.functional.softplus(apart).mean()
+    assert loss[0.0] == pytest.approx(float(expected), abs=0.01)
+    assert loss[0.0] < min(loss[-0.3], loss[0.3]) - 0.003
+
+
+def test_parts_are_redrawn_one_from_each_draw():
+    s123 = fresh(parts=("a", "b", "c"), shapes=((2,), (), (1,)))
+    draws = [torch.full((1, 4), float(k)) for k in range(3)]
+    assert s123.redrawn(*draws).tolist() == [[0.0, 0.0, 1.0, 2.0]]
+
+
+def test_its_folder_gives_back_the_same_bits_and_says_its_parts(tmp_path):
+    s12 = trained()
+    write_plugin(tmp_path / "p", s12)
+    again = read_plugin(tmp_path / "p")
+    x, theta = torch.randn(5, 2, dtype=torch.float64), torch.randn(3, 1, 1, dtype=torch.float64)
+    assert torch.equal(again(x, theta), s12(x, theta))
+    assert again.parts == describe(tmp_path / "p").parts == ("a", "b")
+    assert again.training_prior.names == ("mu",)
+
+
+def test_it_passes_the_battery_but_for_what_is_no_likelihood():
+    theta = torch.tensor([[0.3], [-0.5]], dtype=torch.float64)
+    x = trained().joined(simulate(theta.repeat(4, 1), torch.Generator().manual_seed(0)))
+    report = check_modality(trained(), theta, x, raises=False)
+    assert [check.name for check in report.checks if check.passed is False] == []
+
+
+def test_one_seed_is_one_training():
+    settings = {"prior": SPACE, "simulate": simulate, "simulations": 300, "seed": 3, "epochs": 2, "progress": False}
+    first, again = fresh(0, hidden=(8,)), fresh(1, hidden=(8,))
+    fit_interaction(first, **settings)
+    fit_interaction(again, **settings)
+    x = torch.randn(4, 2, dtype=torch.float64)
+    assert torch.equal(first(x, torch.zeros(1).double()), again(x, torch.zeros(1).double()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((("a",), ("mu",), ((1,),)), "at least two different plugins, got ('a',)"),
+        (("ab", ("mu",), ((1,), (1,))), "got 'ab'"),
+        ((("a", "a"), ("mu",), ((1,), (1,))), "different plugins"),
+        ((("a", "b"), ("mu",), ((1,),)), "the shape of one observation of each of a, b"),
+        ((("a", "b"), ("mu",), ((1,), (0,))), "the shape of one observation of each of a, b"),
+    ],
+)
+def test_arguments_that_make_no_interaction_are_refused(arguments, said):
+    with pytest.raises(ModalityError) as error:
+        Interaction(*arguments)
+    assert said in str(error.value)
+
+
+def test_what_cannot_train_one_is_refused():
+    with pytest.raises(ModalityError, match="redrawn at the same θ"):
+        fit(fresh(), prior=SPACE, pairs=(torch.randn(50, 1), torch.randn(50, 2)), progress=False)
+    with pytest.raises(ModalityError, match="observations of 'b' must have shape"):
+        fresh().joined({"a": torch.zeros(3, 1)})
+    with pytest.raises(ModalityError, match="observations of 'b' must have shape"):
+        fresh().joined({"a": torch.zeros(3, 1), "b": torch.zeros(3)})
+
+
+def test_an_appended_interaction_repairs_the_estimate(tmp_path):
+    """An estimate near the joint maximum, and no complaint about a dependence that is carried."""
+    registry = Registry.create(tmp_path / "w", [Parameter("mu", prior=Normal(0.0, 1.0))])
+    for name, sd in zip("ab", SD, strict=True):
+        registry.append(name, Gaussian(parameter_names=("mu",), sd=sd))
+    data = simulate(torch.full((200, 1), 0.4, dtype=torch.float64), torch.Generator().manual_seed(3))
+    before = registry.estimate(data, dependence=True)
+    assert before.status == "dependent"
+    registry.append("s12", trained())
+    after = registry.estimate(data, dependence=True)
+    assert after.status == "uncertified"  # learned, and nobody certified it
+    assert after.dependence.pairs["a", "b"].carried_by == "s12"
+    covariance = torch.tensor([[1.0, RHO * 2.0], [RHO * 2.0, 4.0]], dtype=torch.float64)
+    w = torch.linalg.inv(covariance).sum(0)
+    best = float((torch.cat([data["a"], data["b"]], -1).mean(0) @ w) / w.sum())
+    sd = float((200 * w.sum()) ** -0.5)
+    assert after["mu"].value == pytest.approx(best, abs=1.0 * sd)
+    assert abs(before["mu"].value - best) > 0.3 * sd
+    assert after["mu"].error == pytest.approx(sd, rel=0.15)
+
+
+def test_a_dependence_that_is_there_is_what_it_was_trained_for():
+    """The test's estimate of I and the interaction's mean agree with the closed form, from the same pairs."""
+    kinds = {n: Gaussian(parameter_names=("mu",), sd=sd) for n, sd in zip("ab", SD, strict=True)}
+    from engine import Evidence
+
+    pairs = simulate(torch.zeros(3000, 1, dtype=torch.float64), torch.Generator().manual_seed(5))
+    found = dependence(Evidence(SPACE, kinds, pairs), torch.zeros(1))
+    assert found.pairs["a", "b"].information == pytest.approx(NATS, abs=4 * 0.8 / math.sqrt(3000))
+
+
+@pytest.mark.slow
+def test_interactions_make_the_coverage_right():
+    """20,000 θ to train on: E s_12 = 0.511 ± 0.02, normalisation 1 ± 0.03, coverage 0.683 ± 0.03 and sd 0.400 ± 0.01 at N = 5."""
+    s12 = fresh()
+    fit_interaction(
+        s12, prior=SPACE, simulate=simulate, simulations=50_000, seed=1, batch=1000, epochs=40, progress=False
+    )
+    checks = [s12.check(simulate, torch.tensor([at], dtype=torch.float64), 40_000, seed=9) for at in (-1.0, 0.0, 1.0)]
+    for found in checks:
+        assert found.normalisation == pytest.approx(1.0, abs=0.03)
+        assert found.information == pytest.approx(NATS, abs=0.02)
+    theta = torch.randn(4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = simulate(theta.repeat_interleave(5)[:, None], torch.Generator().manual_seed(1))
+    from engine.datasets import DataSets
+    from engine.many import estimate_many
+
+    kinds = {n: Gaussian(parameter_names=("mu",), sd=sd) for n, sd in zip("ab", SD, strict=True)}
+    data = {n: x.reshape(4000, 5, 1) for n, x in drawn.items()}
+    data["s12"] = torch.cat([data["a"], data["b"]], -1)
+    live = {**kinds, "s12": s12}
+    fits = estimate_many(SPACE, live, DataSets(data, live), progress=False)
+    miss = fits.theta[:, 0] - theta
+    assert float((miss.abs() < fits.covariance[:, 0, 0].sqrt()).double().mean()) == pytest.approx(0.683, abs=0.03)
+    assert float(miss.std()) == pytest.approx(0.4, abs=0.01 + 4 * 0.4 / math.sqrt(8000))
