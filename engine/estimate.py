@@ -89,7 +89,7 @@ def estimate(
         asked = fit.uncertainty(covariance)
         object.__setattr__(fit, "covariance", asked.matrix)
         object.__setattr__(fit, "covariance_kind", asked.kind)
-    note = _monte_carlo_note(fit)
+    note = monte_carlo_note(fit)
     return replace(fit, reason=f"{fit.reason}; {note}") if note else fit
 
 
@@ -168,7 +168,7 @@ def estimate_of(
     )
 
 
-def _monte_carlo_note(fit: Estimate) -> str:
+def monte_carlo_note(fit: Estimate) -> str:
     """Where the Monte Carlo error of a scalar moves θ̂ by more than a tenth of a standard error, that it does."""
     if fit.status is Status.FAILED or fit._evidence is None:
         return ""

@@ -284,6 +284,20 @@ class Evidence:
             out["prior"] = Contribution(float(value[0]), score[0], information[0], 0)
         return out
 
+    def refuse_random(self, theta: Tensor) -> None:
+        """Compare each plugin's scalar with itself, asked again at one point.
+
+        Arguments:
+            theta: θ, shape (P,), where S is finite.
+
+        Raises:
+            ModalityError: for a plugin whose scalar is not the same twice.
+        """
+        theta = self.parameters.tensor(theta)[None]
+        with torch.no_grad():
+            for term in self._terms:
+                term.refuse_random(theta)
+
     def check(self, theta: Tensor) -> list[str]:
         """Whether each plugin keeps its word where it matters: at an estimate.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from engine.datasets import DataSets
 from engine.ensemble import Ensemble
 from engine.errors import EstimateError, ModalityError
-from engine.estimate import check, estimate_of, idle_components
+from engine.estimate import check, estimate_of, idle_components, monte_carlo_note
 from engine.evidence import Evidence
 from engine.modality import Modality
 from engine.parameters import ParameterSpace
@@ -413,6 +413,9 @@ def estimate_many(
             if fits.status[b] is not Status.FAILED:
                 fits.covariance[b] = fits[b].uncertainty(covariance).matrix
         object.__setattr__(fits, "covariance_kind", covariance)
+    if any(m.has_score_noise for m in problem.modalities.values()):
+        notes = [monte_carlo_note(fit) for fit in fits]
+        fits = replace(fits, reason=[f"{r}; {n}" if n else r for r, n in zip(fits.reason, notes, strict=True)])
     return fits
 
 

@@ -93,6 +93,14 @@ def _refuse_unsafe_codecs(name: str, array: zarr.Array) -> None:
         )
 
 
+def refuse_nameless(data: object) -> None:
+    """Refuse data that do not say which plugin they are of. ObservationError."""
+    if not isinstance(data, Mapping | zarr.Group | str | PathLike):
+        raise ObservationError(
+            f"data are given as {{'plugin': observations}}, or as a zarr group or its path, got {type(data).__name__} {data!r:.60}"
+        )
+
+
 class Observations(Mapping[str, Tensor]):
     """Checked data for a set of modalities.
 
@@ -133,6 +141,7 @@ class Observations(Mapping[str, Tensor]):
         block: int | None = None,
         interactions: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
+        refuse_nameless(data)
         if isinstance(data, str | PathLike):
             data = zarr.open_group(data, mode="r")
         named = dict(data.members()) if isinstance(data, zarr.Group) else dict(data)

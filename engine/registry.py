@@ -36,7 +36,7 @@ from engine.learning.simulator import Simulate
 from engine.ledger import ConstraintEntry, Ledger, PluginEntry, Verification
 from engine.many import Estimates, estimate_many
 from engine.modality import Modality
-from engine.observations import Observations
+from engine.observations import Observations, refuse_nameless
 from engine.parameter import Parameter
 from engine.parameters import ParameterSpace
 from engine.plugin import describe, read_certificate, read_observations, read_plugin, write_plugin
@@ -420,6 +420,7 @@ class Registry:
         kept = self.observed if data is None else data
         if data is None and not kept:
             raise ObservationError("no plugin brought data along; give data={'plugin': observations}")
+        refuse_nameless(kept)
         live = _Modalities(self)
         kept, joining = self._select(kept, only, without)
         if not isinstance(kept, Observations):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.errors import EstimateError, ParameterError
+from engine.errors import EstimateError, EvidenceError, ParameterError
 from engine.evidence import Derivatives
 from engine.feasible import FeasibleSet
 from engine.interior import deepest, moved_inside
@@ -72,6 +72,10 @@ def feasible(space: ParameterSpace, fixed: Mapping[str, float]) -> tuple[Feasibl
     lower, upper = space.lower.clone(), space.upper.clone()
     for name, value in fixed.items():
         i = space.index(name)
+        if space[name].discrete and not (lower[i] <= value <= upper[i] and float(value).is_integer()):
+            values = [str(v) for v in range(int(lower[i]), int(upper[i]) + 1)]
+            listed = ", ".join(values) if len(values) <= 10 else f"whole numbers from {values[0]} to {values[-1]}"
+            raise ParameterError(f"'{name}' is an index, which can be fixed at {listed}; got {value:g}")
         if not lower[i] <= value <= upper[i]:
             raise ParameterError(
                 f"'{name}' cannot be fixed at {value:g}, outside its bounds ({lower[i]:g}, {upper[i]:g})"
@@ -115,6 +119,7 @@ def starting_points(
     Returns:
         At most ``polish`` points for each data set, best first; a given start always among them.
     """
+    check_seed(seed, EstimateError)
     space, P, B = objective.parameters, len(objective.parameters), objective.count
     given = None if start is None else start.expand(B, P).clone()
     if given is not None:
@@ -272,6 +277,12 @@ def given_start(space: ParameterSpace, start: Mapping[str, float] | Tensor, insi
             names = ", ".join(f"'{c.name}'" for c in space.constraints)
             raise ParameterError(f"the start {given.tolist()!s:.200} does not satisfy the constraints {names}")
     return given
+
+
+def check_seed(seed: object, error: type[EvidenceError]) -> None:
+    """Refuse what no random numbers can follow from, with an error of the asker's kind."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise error(f"a seed is a whole number from 0 to 2**63 - 1, got {seed!r:.60}; 0 is the default")
 
 
 def check_search(screen: int, polish: int, start: object) -> None:

@@ -234,6 +234,22 @@ class Term:
                         "each (x, θ) must be scored by itself: no sums, means or normalisation over the batch"
                     )
 
+    def refuse_random(self, theta: Tensor) -> None:
+        """Compare the sum of scalars at one θ (1, P) with itself, asked again."""
+        once, again = self.value(theta)[:, 0], self.value(theta)[:, 0]
+        digits = 1e-5 if self.dtype == torch.float32 else 1e-9
+        off = (once - again).abs() > digits * (1.0 + once.abs())  # −∞ twice is NaN, and no difference
+        if bool(off.any()):
+            g = int(off.nonzero()[0, 0])
+            modality = self.modalities[g]
+            local = theta[0, self.index[g]].tolist()
+            where = ", ".join(f"{p} = {v:.6g}" for p, v in zip(modality.parameter_names, local, strict=True))
+            raise ModalityError(
+                f"the scalar of plugin '{self.names[g]}' must be the same for the same data and θ, got {float(once[g]):.9g} and "
+                f"then {float(again[g]):.9g} at {where}; draw its random numbers from a generator of its own with a fixed seed, "
+                "and put networks with dropout into eval()"
+            )
+
     def value(self, theta: Tensor) -> Tensor:
         """Σ_i s (G, K) at θ (K, P)."""
         local = theta[:, self.index].movedim(0, 1)  # (G, K, P_m)

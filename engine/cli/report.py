@@ -50,7 +50,7 @@ def report(
 
     held = parse_fixed(fixed or [])
     refuse_output(output, (".html", ".htm"))
-    check_request(method, draws, 4, 300)
+    check_request(method, draws, 4, 300, seed)
     registry = open_registry(workspace, trust)
     found = write_report(
         registry,

@@ -40,7 +40,7 @@ def ask(
     """
     options = dict(settings)
     refine, simulations, given = (options.pop(k) for k in ("refine", "simulations", "start"))
-    check_request(options["method"], options["draws"], options["chains"], options["warmup"])
+    check_request(*(options[k] for k in ("method", "draws", "chains", "warmup", "seed")))
     evidence = registry.evidence(
         data, prior=True, only=only, without=without, allow_identical=options.pop("allow_identical")
     )

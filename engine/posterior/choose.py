@@ -30,6 +30,7 @@ from engine.posterior.result import Posterior, PosteriorStatus
 from engine.posterior.target import Target
 from engine.posterior.weighted import normalise
 from engine.report.progress import progress_bar
+from engine.search import check_seed
 
 __all__ = ["METHODS", "posterior"]
 
@@ -87,7 +88,7 @@ def posterior(
         (3.0, 'grid')
     """
     fixed = {name: float(value) for name, value in (fixed or {}).items()}
-    _check(evidence, method, draws, chains, warmup)
+    _check(evidence, method, draws, chains, warmup, seed)
     refuse_improper(evidence.parameters, fixed)
     targets = cells(evidence, fixed, method)
     _check_grid(targets[0], method)
@@ -146,18 +147,19 @@ def no_posterior(space: ParameterSpace, method: str, draws: int, reason: str, **
     return Posterior(space, method, PosteriorStatus.FAILED, reason, nothing, nothing, even, {}, **fields)
 
 
-def _check(evidence: Evidence, method: str, draws: int, chains: int, warmup: int) -> None:
+def _check(evidence: Evidence, method: str, draws: int, chains: int, warmup: int, seed: int) -> None:
     if not evidence.prior:
         raise PosteriorError("a posterior needs the prior: build the evidence with prior=True")
-    check_request(method, draws, chains, warmup)
+    check_request(method, draws, chains, warmup, seed)
 
 
-def check_request(method: object, draws: object, chains: int, warmup: int) -> None:
+def check_request(method: object, draws: object, chains: int, warmup: int, seed: object) -> None:
     """Refuse what no posterior can be asked for. PosteriorError."""
     if method not in METHODS:
         raise PosteriorError(f"the method of a posterior is one of {', '.join(METHODS)}, got {method!r}")
     if not isinstance(draws, int) or isinstance(draws, bool) or draws < 1:
         raise PosteriorError(f"a posterior needs at least one draw, got draws={draws!r}; 1000 is usual")
+    check_seed(seed, PosteriorError)
     if method == "nuts" and (chains < 1 or warmup < 1 or draws < chains):
         raise PosteriorError(
             f"NUTS needs at least one chain, one draw of warm-up and one draw for each chain, got chains={chains}, "
@@ -197,6 +199,10 @@ class _Work:
     def modes(self) -> list[Modes | None]:
         if self._modes is None:
             self._modes = [self._of(t) for t in self.targets]
+            for target, modes in zip(self.targets, self._modes, strict=True):
+                if modes is not None:
+                    target.evidence.refuse_random(target.natural(modes.z[:1])[0])
+                    break
             if all(m is None for m in self._modes) and self.size:
                 raise PosteriorError(
                     "the data are impossible (S = −∞) at every point of the prior that was tried; check bounds and data"
@@ -240,6 +246,8 @@ class _Work:
         """Nothing is continuous: every combination of values, each with its exact weight."""
         generator = torch.Generator().manual_seed(_seed(self.seed, "grid", 0))
         parts = [grid(t, None, self.draws, generator) for t in self.targets]
+        best = max(range(len(parts)), key=lambda i: parts[i].log_integral)
+        self.targets[best].evidence.refuse_random(parts[best].theta[0])
         if not any(p.log_integral > -torch.inf for p in parts):
             raise PosteriorError("the data are impossible (S = −∞) under every value; check bounds and data")
         return joined([p for p in parts if p.log_integral > -torch.inf], self.draws, generator)

@@ -61,7 +61,7 @@ class _Runner:
         self.point, self.answer = torch.zeros(0), (torch.zeros(0), torch.zeros(0))
         self.random = torch.Generator().manual_seed(seed).get_state()
         self.go, self.back = threading.Semaphore(0), threading.Semaphore(0)
-        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread = threading.Thread(target=self._run, name="chain", daemon=True)
 
     def step(self) -> None:
         """On to its next question, or its end."""

@@ -81,9 +81,11 @@ class BayesFactor:
         words = ("barely worth a mention", "positive", "strong", "very strong")[
             (size >= 2) + (size >= 6) + (size >= 10)
         ]
-        side = "the first" if self.log >= 0 else "the second"
+        side = f"{words} for {'the first' if self.log >= 0 else 'the second'}"
+        if not abs(self.log) > self.error:
+            side = "no preference" if self.log == 0.0 else "no preference beyond its error"
         note = f" ({self.note})" if self.note else ""
-        return f"log B = {self.log:.2f} ± {self.error:.2f} nats, B = {self.value:.3g}: {words} for {side}{note}"
+        return f"log B = {self.log:.2f} ± {self.error:.2f} nats, B = {self.value:.3g}: {side}{note}"
 
 
 def refuse_unnormalised(names: Sequence[str]) -> None:

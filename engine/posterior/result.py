@@ -99,6 +99,7 @@ class Posterior:
     _raw: Tensor | None = field(default=None, repr=False)  # log weights before they were smoothed
     _pool: Tensor | None = field(default=None, repr=False)  # draws to re-weight, where points are nodes
     _base: tuple[PosteriorStatus, str] | None = field(default=None, repr=False)  # before certificates had their say
+    _made: tuple[PosteriorStatus, str] | None = field(default=None, repr=False)  # before it was re-weighted
     _source: Source | None = field(default=None, repr=False)
 
     @property

@@ -102,7 +102,9 @@ def appended(post: Posterior, data: Mapping[str, Any], registry: Registry | None
     if why:
         return _again(registry, observations, source.settings, why)
     names = ", ".join(f"'{n}'" for n in data)
-    out = _weighted(post, Evidence(registry.parameters, fresh, new), 1.0, recompute, f"re-weighted by {names}")
+    part = Evidence(registry.parameters, fresh, new)
+    part.refuse_random(post.points[int(post.log_weights.argmax())])
+    out = _weighted(post, part, 1.0, recompute, f"re-weighted by {names}")
     if isinstance(out, str):
         return _again(registry, observations, source.settings, out)
     modalities = {**source.modalities, **fresh}
@@ -175,15 +177,20 @@ def _weighted(post: Posterior, part: Evidence, sign: float, recompute: bool | No
         "updates": [*post.diagnostics.get("updates", ()), how],
     }
     status, reason = post._base or (post.status, post.reason)
+    made = post._made or (status, reason)  # by the sampler: later steps are listed among the diagnostics
     said = "exactly" if exact else f"k̂ = {k_hat:.2f}, {diagnostics['ess']:.0f} effective draws"
-    reason = f"{how} ({said}); {reason}"
+    updates: list[str] = diagnostics["updates"]
+    steps = next((i for i, step in enumerate(reversed(updates)) if step.startswith("computed anew")), len(updates))
+    reason = f"{how} ({said}); {'' if steps == 1 else f'step {steps} from what was sampled: '}{made[1]}"
+    if status is not made[0]:
+        reason = f"an earlier step left too few draws, or did not cover; {reason}"
     if k_hat > K_HAT:
         status = PosteriorStatus.UNRELIABLE
         reason = f"its draws do not cover the new posterior: k̂ = {k_hat:.2f} where {K_HAT} passes; {reason}"
     elif not exact and diagnostics["ess"] < _ESS and status is PosteriorStatus.CONVERGED:
         status = PosteriorStatus.UNRELIABLE
         reason = f"{diagnostics['ess']:.0f} effective draws are left where {_ESS:.0f} pass (recompute=True); {reason}"
-    generator = torch.Generator().manual_seed(post.seed * 1_000_003 + len(diagnostics["updates"]))
+    generator = torch.Generator().manual_seed((post.seed * 1_000_003 + len(updates)) % (2**63 - 1))
     return replace(
         post,
         status=status,
@@ -198,6 +205,7 @@ def _weighted(post: Posterior, part: Evidence, sign: float, recompute: bool | No
         _raw=normalise(raw + change),
         _pool=None,
         _base=(status, reason),
+        _made=made,
     )
 
 

@@ -6,12 +6,15 @@ import dataclasses
 import math
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from engine.errors import EvidenceError
+from engine.posterior.result import PosteriorStatus
 from engine.report.progress import progress_bar
 from engine.report.tables import rounded
 from engine.result import Estimate
@@ -148,7 +151,12 @@ def report(
     settings = {**chosen, "simulations": simulations, "seed": seed, "progress": False}
     data = registry.observed if data is None else data
     with progress_bar("writing the report", 6, progress) as tick:
+        post, no_posterior = _tried(lambda: registry.posterior(data, method=method, draws=draws, **settings))
+        tick(1)
+        held, said = _held(registry, post, fixed or {})
+        settings["fixed"] = {**(fixed or {}), **held} or None
         fit = registry.estimate(data, **settings)
+        fit = replace(fit, reason=f"{fit.reason}; {said}") if said else fit
         failed = str(fit.status) == "failed"
         names = [n for n in fit.provenance["plugins"] if not registry.plugins[n].parts]
         tick(1)
@@ -158,8 +166,6 @@ def report(
                 own = {n: refine[n]} if isinstance(refine, Mapping) and n in refine else None
                 one = {"only": n, "without": None, "refine": own if isinstance(refine, Mapping) else refine}
                 alone[n] = registry.estimate(data, **{**settings, **one})
-        tick(1)
-        post, no_posterior = _tried(lambda: registry.posterior(data, method=method, draws=draws, **settings))
         tick(1)
         intervals, no_intervals = (None, fit.reason) if failed else _tried(lambda: fit.intervals(level=_LEVEL))
         tension, no_tension = (
@@ -183,7 +189,7 @@ def report(
             "parameters": [_parameter(p) for p in registry.parameters],
             "constraints": [str(c) for c in registry.parameters.constraints],
             "level": _LEVEL,
-            **_repeat(registry, fit, {**settings, "method": method, "draws": draws, "title": title}, source),
+            **_repeat(registry, fit, {**settings, "method": method, "draws": draws, "title": title}, fixed, source),
         }
         pictures: list[Picture] = []
         if figures and not failed:
@@ -194,6 +200,19 @@ def report(
         contents["figures"] = [{"name": p.name, "caption": p.caption, "alt": p.alt} for p in pictures]
         tick(2)
     return Report(contents, tuple(pictures))
+
+
+def _held(registry: Registry, post: Posterior | None, fixed: Mapping[str, float]) -> tuple[dict[str, float], str]:
+    """The most probable values of discrete parameters that are free, at which estimates hold them, and words for it."""
+    names = [p.name for p in registry.parameters if p.discrete and p.name not in fixed]
+    if not names or post is None or post.status is PosteriorStatus.FAILED:
+        return {}, ""
+    columns, weights = post.points[:, registry.parameters.indices(names)], post.log_weights.exp()
+    values, which = torch.unique(columns, dim=0, return_inverse=True)
+    mass = torch.zeros(len(values), dtype=torch.float64).index_add_(0, which, weights)
+    held = dict(zip(names, values[int(mass.argmax())].tolist(), strict=True))
+    listed = ", ".join(f"'{n}' = {v:g}" for n, v in held.items())
+    return held, f"held at the most probable {listed} (posterior probability {float(mass.max()):.3g}), an index"
 
 
 def _tried(ask: Callable[[], Any], *more: type[Exception]) -> tuple[Any, str]:
@@ -272,14 +291,16 @@ def _listed(names: Iterable[str], most: int = 4) -> str:
 # -- how to do it again --------------------------------------------------------------------------------------------
 
 
-def _repeat(registry: Registry, fit: Estimate, asked: Mapping[str, Any], source: str | None) -> dict[str, Any]:
-    """The command and the Python that give the same numbers."""
+def _repeat(
+    registry: Registry, fit: Estimate, asked: Mapping[str, Any], fixed: Mapping[str, float] | None, source: str | None
+) -> dict[str, Any]:
+    """The command and the Python that give the same numbers; ``fixed`` are those that the posterior holds too."""
     refined = fit.refinement is not None
     words = ["evidence", "report", *([source] if source else []), "--workspace", str(registry.path)]
     for option in ("only", "without"):
         given = asked[option] or []
         words += [w for n in ([given] if isinstance(given, str) else given) for w in (f"--{option}", n)]
-    words += [w for n, v in (asked["fixed"] or {}).items() for w in ("--fixed", f"{n}={v!r}")]
+    words += [w for n, v in (fixed or {}).items() for w in ("--fixed", f"{n}={v!r}")]
     words += (
         {True: ["--refine"], False: ["--raw"]}.get(asked["refine"], []) if isinstance(asked["refine"], bool) else []
     )
@@ -287,7 +308,7 @@ def _repeat(registry: Registry, fit: Estimate, asked: Mapping[str, Any], source:
     words += ["--method", asked["method"], "--draws", str(asked["draws"]), "--seed", str(asked["seed"])]
     words += ["--title", asked["title"]] if asked["title"] else []
     words += ["--output", "report.html"]
-    common = [f"{k}={asked[k]!r}" for k in ("only", "without", "fixed") if asked[k] is not None]
+    common = [f"{k}={asked[k]!r}" for k in ("only", "without") if asked[k] is not None]
     refine, simulators = asked["refine"], []
     if isinstance(refine, Mapping):
         simulators.append(f"simulators = {{}}  # of {_listed(sorted(refine))}: the functions that were given")
@@ -298,7 +319,8 @@ def _repeat(registry: Registry, fit: Estimate, asked: Mapping[str, Any], source:
     common.append(f"seed={asked['seed']}")
     given = "registry.observed  # or the data that were given: plugin -> (N, *event_shape)"
     given = given if source is None else f"read_data(Path({source!r}))"
-    sampled = ", ".join(["data", *common, f"method={asked['method']!r}", f"draws={asked['draws']}"])
+    free, held = ([f"fixed={f!r}"] if f else [] for f in (fixed, asked["fixed"]))
+    sampled = ", ".join(["data", *common, *free, f"method={asked['method']!r}", f"draws={asked['draws']}"])
     lines = [
         *(["from pathlib import Path", ""] if source else []),
         "from engine import Registry",
@@ -307,7 +329,7 @@ def _repeat(registry: Registry, fit: Estimate, asked: Mapping[str, Any], source:
         f"registry = Registry.open({str(registry.path)!r}).at({registry.digest!r})",
         f"data = {given}",
         *simulators,
-        f"fit = registry.estimate({', '.join(['data', *common])})",
+        f"fit = registry.estimate({', '.join(['data', *common, *held])})",
         f"post = registry.posterior({sampled})",
         f'assert fit.provenance["data"] == {fit.provenance.get("data")!r}',
     ]

@@ -28,6 +28,7 @@ from scipy import optimize, stats
 from engine import ModalityError, Parameter, ParameterSpace, Registry
 from engine.estimate import estimate
 from engine.evidence import Evidence
+from engine.many import estimate_many
 from engine.testing import check_modality
 from modalities import PyroModel
 from modalities._latents import log_mean
@@ -117,6 +118,14 @@ def correlated(theta, x):
 def shares(theta, x):
     p = pyro.sample("p", Dirichlet(theta["a"] * torch.tensor([1.0, 2.0, 3.0])))
     pyro.sample("n", Multinomial(7, p), obs=x)
+
+
+def random_walk(theta, x):
+    """A chain of five continuous latents, each seen with noise; x has shape (5,)."""
+    z = theta["drift"]
+    for t in range(5):
+        z = pyro.sample(f"z {t}", Normal(z + theta["drift"], theta["step"]))
+        pyro.sample(f"x {t}", Normal(z, 0.6), obs=x[..., t])
 
 
 def heavy(theta, x):
@@ -315,6 +324,22 @@ def test_latents_with_correlations_and_on_a_simplex_have_their_closed_forms():
     assert abs(float(modality(n, torch.tensor([1.5], dtype=F64))) - expected) < 4 * error < 0.1
 
 
+def test_a_chain_of_continuous_latents_is_a_correlated_normal():
+    """x_t ~ N((t + 2) μ, …) with covariance τ² min(s, t) + σ² δ: Laplace's approximation is exact, importance within its error."""
+    common = {"parameter_names": ("drift", "step"), "event_shape": (5,)}
+    x = torch.tensor([[0.4, 0.1, 1.3, 2.0, 1.1], [1.0, 1.5, 2.5, 2.0, 4.0]], dtype=F64)
+    for drift, step in ([0.3, 0.5], [-0.2, 1.1]):
+        theta, t = torch.tensor([drift, step], dtype=F64), torch.arange(1.0, 6.0, dtype=F64)
+        covariance = step**2 * torch.minimum(t[:, None], t) + 0.36 * torch.eye(5, dtype=F64)
+        law = torch.distributions.MultivariateNormal((t + 1.0) * drift, covariance)
+        laplace = PyroModel(random_walk, latents="laplace", **common)
+        torch.testing.assert_close(laplace(x, theta), law.log_prob(x), rtol=1e-9, atol=1e-9)
+        drawn = PyroModel(random_walk, samples=4000, **common)
+        errors = drawn.standard_error(x, theta)
+        assert bool(((drawn(x, theta) - law.log_prob(x)).abs() < 4 * errors).all())
+        assert float(errors.max()) < 0.05
+
+
 def test_plain_numbers_in_a_model_have_the_digits_of_float64():
     found = CASES["no latents"][0](torch.tensor(0.7), torch.tensor([3.0, 0.5]))
     assert float(found) == pytest.approx(stats.t.logpdf(float(torch.tensor(0.7)), 3.0, 0.5, 0.3), abs=1e-13)
@@ -408,6 +433,41 @@ def test_an_estimate_is_that_of_the_closed_form_and_says_so_where_the_draws_move
     noise = fine.monte_carlo_covariance.diagonal()
     assert bool((noise < 0.01 * fine.covariance.diagonal()).all())
     assert bool(((fine.theta - torch.tensor(best.x)).abs() < 4 * noise.sqrt()).all())
+
+
+def assert_estimates_scatter(seeds, factor):
+    """θ̂ over seeds of the draws, against what each says of its own Monte Carlo error."""
+    fits = [fitted(60, seed) for seed in range(seeds)]
+    scatter = torch.stack([fit.theta for fit in fits]).T.cov().diagonal().sqrt()
+    told = torch.stack([fit.monte_carlo_covariance for fit in fits]).mean(0).diagonal().sqrt()
+    assert all(fit.converged for fit in fits)
+    assert bool(((scatter / told).log().abs() < math.log(factor)).all()), scatter / told
+
+
+def test_the_scatter_of_estimates_over_seeds_is_the_error_that_is_told():
+    assert_estimates_scatter(6, 1.8)  # 6 seeds know a standard deviation to 32 %
+
+
+@pytest.mark.slow
+def test_the_scatter_of_estimates_over_many_seeds():
+    assert_estimates_scatter(150, 1.2)  # 6 %
+
+
+def test_many_estimates_say_where_the_draws_move_them():
+    rough, few = (PyroModel(gamma_poisson, parameter_names=("a", "b"), samples=10, seed=s) for s in (0, 0))
+    start = {"a": 2.0, "b": 0.5}
+    both = torch.stack([COUNTS, 2.0 * COUNTS])
+    fits = estimate_many(RATES, {"counts": rough}, {"counts": both}, start=start, screen=0)
+    alone = estimate(Evidence(RATES, {"counts": few}, {"counts": COUNTS}), start=start, screen=0)
+    said = alone.reason.split("; ")[-2:]
+    assert said[0].startswith("the draws in 'counts' move '")
+    assert fits.reason[0].endswith("; ".join(said))
+    assert fits[0].reason == fits.reason[0]
+    assert "draws" not in fits.reason[1]  # whose counts determine the rates better
+    exact = PyroModel(peaks, parameter_names=("fraction", "shift"))
+    space = ParameterSpace([Parameter("fraction", bounds=(0.0, 1.0)), Parameter("shift", bounds=(0.5, 5.0))])
+    x = torch.tensor([[-1.0, 0.3, 2.5, 3.1, 2.8, 0.1]], dtype=F64)
+    assert "draws" not in estimate_many(space, {"x": exact}, {"x": x}, screen=32, polish=2).reason[0]
 
 
 def test_of_a_normal_hierarchy_the_score_has_no_error_at_all():
