@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 
 import typer
 
-from engine.cli import answers, checks, forecast, ledger, posterior, report, tension, training
+from engine.cli import answers, checks, forecast, inspect, ledger, posterior, report, tension, training
 from engine.cli.console import refuse
 
 __all__ = ["app", "main"]
@@ -39,6 +39,7 @@ for name, command in {
     "forecast": forecast.forecast,
     "report": report.report,
     "check": checks.check,
+    "inspect": inspect.inspect,
 }.items():
     app.command(name)(command)
 

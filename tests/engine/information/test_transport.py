@@ -12,22 +12,9 @@ from engine.information import decompose, decompose_samples
 
 sys.path.append(str(Path(__file__).parent))
 from gates import TABLES
+from samples import counted, two_sided
 
 PARTS = ("redundancy", "unique1", "unique2", "synergy")
-
-
-def counted(table, n, seed):
-    """Posteriors as counted from n samples of a table: of x1, of x2, of both, and p(y)."""
-    rng = np.random.default_rng(seed)
-    a, b, y = np.unravel_index(rng.choice(table.size, n, p=table.ravel()), table.shape)
-
-    def posterior(key, size):
-        counts = np.zeros((size, table.shape[2]))
-        np.add.at(counts, (key, y), 1)
-        return torch.from_numpy((counts / counts.sum(1, keepdims=True).clip(1))[key])
-
-    n1, n2, labels = table.shape
-    return posterior(a, n1), posterior(b, n2), posterior(a * n2 + b, n1 * n2), np.bincount(y, minlength=labels) / n
 
 
 @pytest.mark.parametrize("gate", TABLES)
@@ -38,24 +25,6 @@ def test_a_gate_from_20_000_samples_is_that_of_the_convex_programme(gate):
     for name in PARTS:
         assert getattr(found, name) == pytest.approx(getattr(exact, name), abs=0.03), name
     assert found.gap < 1e-3
-
-
-def two_sided(n, rho, seed):
-    """θ = ±1, x_m = θ + σ_m ε with σ = (1, 2) and noise correlation ρ: posteriors of each part and of both, and s_12."""
-    g = torch.Generator().manual_seed(seed)
-    theta = 2.0 * torch.randint(2, (n,), generator=g).double() - 1.0
-    e = torch.randn(n, 2, generator=g, dtype=torch.float64)
-    e = torch.stack([e[:, 0], 2.0 * (rho * e[:, 0] + math.sqrt(1.0 - rho**2) * e[:, 1])], -1)
-    x = theta[:, None] + e
-    covariance = torch.tensor([[1.0, 2.0 * rho], [2.0 * rho, 4.0]], dtype=torch.float64)
-    weights = torch.linalg.solve(covariance, torch.ones(2, dtype=torch.float64))
-
-    def posterior(half):
-        return torch.stack([torch.sigmoid(-2.0 * half), torch.sigmoid(2.0 * half)], -1)
-
-    joint = torch.distributions.MultivariateNormal(torch.zeros(2).double(), covariance).log_prob(e)
-    apart = sum(torch.distributions.Normal(0.0, s).log_prob(e[:, m]) for m, s in enumerate((1.0, 2.0)))
-    return posterior(x[:, 0]), posterior(x[:, 1] / 4.0), posterior(x @ weights), joint - apart
 
 
 @pytest.mark.parametrize(("rho", "synergy"), [(0.0, 0.0744), (0.5, 0.0), (-0.5, 0.2856)])

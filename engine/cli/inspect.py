@@ -1,0 +1,124 @@
+"""The command that asks what each plugin is worth, what plugins tell together, and whether they may be added."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from engine.cli.console import AsJson, Trust, Workspace, number, numbers, open_registry, print_json, show
+
+if TYPE_CHECKING:
+    from engine.information import Dependence, Interactions, Worth, Worths
+    from engine.registry import Registry
+
+__all__: list[str] = []
+
+
+def inspect(
+    workspace: Workspace = Path("."),
+    only: Annotated[list[str] | None, typer.Option("--only", help="Look at this plugin; repeat it for more.")] = None,
+    without: Annotated[list[str] | None, typer.Option("--without", help="Leave this plugin out; repeat it.")] = None,
+    observations: Annotated[
+        int, typer.Option("--observations", "-n", min=1, help="Of each plugin, whose worth is told.")
+    ] = 1,
+    independent: Annotated[
+        bool, typer.Option("--independent", help="Take plugins for independent given θ: their synergy is told too.")
+    ] = False,
+    dependence: Annotated[
+        bool, typer.Option("--dependence", help="Observation i of all plugins is one unit: test whether they depend.")
+    ] = False,
+    simulations: Annotated[int, typer.Option("--simulations", min=100, help="Data sets over the prior.")] = 4000,
+    seed: Annotated[int, typer.Option("--seed", help="Of simulations.")] = 0,
+    as_json: AsJson = False,
+    trust: Trust = False,
+) -> None:
+    """Tell each plugin's worth in nats and bits, what plugins tell together, their dependence and certificates.
+
+    Plugins are simulated over the prior, so that they need simulators, and parameters proper priors. Exit status 1 means that some
+    number is not reliable, or that plugins depend on each other; reasons are given.
+    """
+    from engine.information import interactions, worth
+
+    registry = open_registry(workspace, trust)
+    settings: dict[str, Any] = {"only": only, "without": without or (), "observations": observations, "seed": seed}
+    settings |= {"simulations": simulations, "progress": False if as_json else None}
+    with Console(stderr=True).status("simulating …"):  # silent where stderr is not a terminal
+        told = worth(registry, **settings)
+        pairs = interactions(registry, independent=independent, **settings) if len(told.alone) > 1 else None
+        found = _dependence(registry, list(told.alone), seed) if dependence else None
+    certificates = {name: _certificate(registry, name) for name in told.alone}
+    if as_json:
+        parts = told.to_dict()
+        print_json(
+            {
+                "worth": parts,
+                "interactions": [] if pairs is None else pairs.to_dict()["pairs"],
+                "dependence": None if found is None else found.to_dict(),
+                "certificates": {n: None if c is None else numbers(c) for n, c in certificates.items()},
+            }
+        )
+    else:
+        show(*_shown(told, pairs, found, certificates))
+    raise typer.Exit(0 if told.reliable and not (found is not None and found.dependent) else 1)
+
+
+def _dependence(registry: Registry, names: list[str], seed: int) -> Dependence:
+    from engine.information import dependence as dependence_of
+
+    evidence = registry.evidence(only=[n for n in registry.observed if n in names])
+    return dependence_of(registry.estimate(only=evidence.names, seed=seed, refine=False), seed=seed)
+
+
+def _certificate(registry: Registry, name: str) -> dict[str, Any] | None:
+    """Observations that a learned plugin carries, median over the prior; None for a plugin that was not learned."""
+    if not registry.modality(name).learned:
+        return None
+    certificate = registry.certificate(name)
+    if certificate is None:
+        return {"verdict": "uncertified", "carries": None}
+    return {"verdict": "certified", "carries": number(float(certificate.n_max(kappa=0.3)))}
+
+
+def _shown(
+    told: Worths, pairs: Interactions | None, found: Dependence | None, certificates: dict[str, dict[str, Any] | None]
+) -> list[Any]:
+    table = Table(box=box.SIMPLE_HEAD, title="worth about θ", title_justify="left")
+    table.add_column("plugin")
+    for column in ("nats", "bits", "adds to the others, nats", "carries"):
+        table.add_column(column, justify="right")
+    for name, one in told.alone.items():
+        added = _number(told.added[name]) if name in told.added else "—"
+        certificate = certificates[name]
+        carries = "" if certificate is None else certificate["verdict"]
+        if certificate is not None and certificate["carries"] is not None:
+            carries = f"{certificate['carries']:.3g}"
+        table.add_row(escape(name), _number(one), f"{one.bits:.3f}", added, carries)
+    table.add_section()
+    table.add_row("all together", _number(told.total), f"{told.total.bits:.3f}", "", "")
+    out: list[Any] = [table]
+    doubtful = [*told.alone.values(), told.total, *told.added.values()]
+    seen = dict.fromkeys(f"{w.name}: {w.reason}" for w in doubtful if not w.reliable)
+    out += [Text(f"not reliable: {line}", "red") for line in seen]
+    if pairs is not None:
+        both = Table(box=box.SIMPLE_HEAD, title="two by two, nats", title_justify="left")
+        both.add_column("plugins")
+        for column in ("redundancy", "only the first", "only the second", "synergy", "the sum misses"):
+            both.add_column(column, justify="right")
+        for (a, b), d in pairs.pairs.items():
+            values = (d.redundancy, d.unique1, d.unique2, d.synergy, d.conditional_information)
+            both.add_row(escape(f"{a}, {b}"), *("unknown" if v is None else f"{round(v, 3) + 0.0:.3f}" for v in values))
+        out.append(both)
+    if found is not None:
+        out.append(Text(str(found), "red" if found.dependent else ""))
+    return out
+
+
+def _number(one: Worth) -> str:
+    return f"{one.information:.3f} ± {one.error:.3f}"

@@ -1,0 +1,189 @@
+r"""What the plugins of a sum tell about θ together and apart, two by two.
+
+Redundancy and unique information need the two plugins alone: their posteriors of simulated data, coupled by
+:mod:`engine.information.transport`. Synergy needs the joint scalar, which is known in two cases: an interaction plugin carries what the
+two share given θ, and ``pairs`` simulate them together; or somebody says that they are independent given θ, so that their sum is it.
+Elsewhere synergy is None, and not zero.
+
+Beside it stands what the sum of the two misses, :math:`I(x_1; x_2 \mid \theta) = E\, s_{12}`: another thing than synergy, see
+:mod:`engine.information.decomposition`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from engine.errors import UnknownPluginError
+from engine.information.decomposition import Decomposition
+from engine.information.plugins import plugins_of
+from engine.information.scores import Pairs, Scores, scored
+from engine.information.transport import decompose_samples
+from engine.learning.simulator import Simulate
+from engine.modality import Modality
+from engine.parameters import ParameterSpace
+
+if TYPE_CHECKING:
+    from engine.registry import Registry
+
+__all__ = ["Interactions", "interactions", "interactions_of"]
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Decompositions of what two plugins tell about θ.
+
+    Attributes:
+        pairs: (plugin, plugin) -> its decomposition.
+        joint: (plugin, plugin) -> what the joint scalar is: the name of an interaction, ``"sum"``, or empty where nobody knows it.
+
+    Example:
+        >>> print(Interactions({("a", "b"): Decomposition(0.1, 0.2, 0.0, None, 0.3, 0.1, None, None)}, {("a", "b"): ""}))
+        'a' and 'b': redundancy 0.1, unique 0.2 and 0, nats; synergy unknown
+    """
+
+    pairs: Mapping[tuple[str, str], Decomposition]
+    joint: Mapping[tuple[str, str], str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for machines."""
+        return {
+            "pairs": [
+                {"plugins": list(pair), "joint": self.joint[pair] or None, **found.to_dict()}
+                for pair, found in self.pairs.items()
+            ]
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(f"'{a}' and '{b}': {found}" for (a, b), found in self.pairs.items())
+
+
+def interactions(
+    registry: Registry,
+    *,
+    pairs: Pairs | None = None,
+    independent: bool = False,
+    simulate: Mapping[str, Simulate] | Simulate | None = None,
+    observations: Mapping[str, int] | int = 1,
+    only: Sequence[str] | str | None = None,
+    without: Sequence[str] | str = (),
+    unit: str = "nats",
+    simulations: int = 4000,
+    points: int = 128,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Interactions:
+    """Redundancy, unique information and, where a joint scalar exists, synergy of every two plugins of a registry.
+
+    Arguments:
+        registry: With proper priors.
+        pairs: ``pairs(theta, generator)`` -> plugin -> one observation for each θ (n, P), the parts of a unit simulated together:
+            where an interaction of two plugins is registered, their synergy and what their sum misses are then known.
+        independent: Whether the plugins are independent given θ, so that their sum is the joint scalar. Nothing here tests it:
+            :func:`engine.information.dependence` does.
+        simulate: Plugin -> ``simulator(theta, generator)`` where a plugin has none of its own.
+        observations: How many of each plugin a data set has, where ``pairs`` are not given.
+        only, without: Names of plugins to keep or to leave out.
+        unit: ``"nats"`` or ``"bits"``.
+        simulations, points: How many data sets, and how many points stand for the prior.
+        seed: Of everything.
+        progress: Whether to show how far it is; by default, on a terminal.
+
+    Raises:
+        UnknownPluginError: for fewer than two plugins.
+        ValueError: for pairs of plugins that are said to be independent, or an unknown unit.
+        PosteriorError, ModalityError, ObservationError: as :func:`engine.information.worth`.
+
+    Example:
+        >>> import tempfile
+        >>> from torch.distributions import Normal
+        >>> from engine import Parameter, Registry
+        >>> from modalities import Gaussian
+        >>> registry = Registry.create(tempfile.mkdtemp() + "/w", [Parameter("mu", prior=Normal(0.0, 1.0))])
+        >>> for name, sd in (("a", 1.0), ("b", 2.0)):
+        ...     entry = registry.append(name, Gaussian(parameter_names=("mu",), sd=sd))
+        >>> found = interactions(registry, simulations=1000, points=64).pairs["a", "b"]
+        >>> found.synergy is None, abs(found.redundancy - 0.1116) < 0.05, found.unique2 < 0.02  # b is a with more noise
+        (True, True, True)
+    """
+    settings: dict[str, Any] = {
+        "pairs": pairs,
+        "independent": independent,
+        "simulate": simulate,
+        "unit": unit,
+        "seed": seed,
+    }
+    settings |= {"observations": observations, "simulations": simulations, "points": points, "progress": progress}
+    return interactions_of(registry.parameters, plugins_of(registry, only, without), **settings)
+
+
+def interactions_of(
+    space: ParameterSpace,
+    modalities: Mapping[str, Modality],
+    *,
+    pairs: Pairs | None = None,
+    independent: bool = False,
+    simulate: Mapping[str, Simulate] | Simulate | None = None,
+    observations: Mapping[str, int] | int = 1,
+    unit: str = "nats",
+    simulations: int = 4000,
+    points: int = 128,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Interactions:
+    """The same of plugins that are in no registry.
+
+    Arguments:
+        space: θ, with proper priors.
+        modalities: The plugins, by name.
+        pairs, independent, simulate, observations, unit, simulations, points, seed, progress: As for :func:`interactions`.
+
+    Raises:
+        UnknownPluginError, ValueError, PosteriorError, ModalityError, ObservationError: as :func:`interactions`.
+
+    Example:
+        >>> from torch.distributions import Normal
+        >>> from engine import Parameter
+        >>> from modalities import Gaussian
+        >>> space = ParameterSpace([Parameter("mu", prior=Normal(0.0, 1.0))])
+        >>> kinds = {n: Gaussian(parameter_names=("mu",), sd=1.0) for n in "ab"}
+        >>> found = interactions_of(space, kinds, independent=True, simulations=1000, points=64).pairs["a", "b"]
+        >>> found.synergy > 0.1, found.conditional_information  # ½ ln 3 − ½ ln 2 = 0.20; independent parts: nothing is missed
+        (True, 0.0)
+    """
+    if pairs is not None and independent:
+        raise ValueError("independent=True says that parts are simulated apart: leave pairs= out, or leave it out")
+    parts = [n for n, m in modalities.items() if not m.parts]
+    if len(parts) < 2:
+        raise UnknownPluginError(f"an interaction is of at least two plugins, got {', '.join(parts) or 'none'}")
+    settings: dict[str, Any] = {"observations": observations, "simulate": simulate, "pairs": pairs, "seed": seed}
+    told = scored(space, modalities, simulations=simulations, points=points, progress=progress, **settings)
+    out: dict[tuple[str, str], Decomposition] = {}
+    joint: dict[tuple[str, str], str] = {}
+    for pair in itertools.combinations(parts, 2):
+        carried = [n for n, m in modalities.items() if set(m.parts) == set(pair) and n in told.own]
+        both = [*pair, *carried] if carried or independent else None
+        joint[pair] = carried[0] if carried else "sum" if independent else ""
+        missed = torch.zeros(len(told.theta), dtype=torch.float64) if independent else None
+        if carried:
+            missed = torch.stack([told.own[n] for n in carried]).sum(0)
+        out[pair] = decompose_samples(
+            _posterior(told, pair[:1]),
+            _posterior(told, pair[1:]),
+            None if both is None else _posterior(told, both),
+            conditional=missed,
+            prior=told.log_weights.exp(),
+            unit=unit,
+            seed=seed,
+        )
+    return Interactions(out, joint)
+
+
+def _posterior(told: Scores, names: Sequence[str]) -> Tensor:
+    """Posteriors over the points of every data set, shape (n, K)."""
+    return torch.softmax(torch.stack([told.at[n] for n in names]).sum(0) + told.log_weights, -1)

@@ -1,0 +1,208 @@
+"""Data sets simulated over the prior, and the plugins' scalars for them: at their own θ, and at points of the prior."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import qmc
+from torch import Tensor
+
+from engine.errors import EvidenceError, ModalityError, ObservationError
+from engine.joining import joined, partners
+from engine.learning.simulator import Simulate, draw, generator_of, seed_of
+from engine.modality import Modality
+from engine.parameters import ParameterSpace
+from engine.posterior.mass import refuse_improper
+from engine.report.progress import progress_bar
+
+__all__: list[str] = []  # what worth and interactions rest on
+
+Pairs = Callable[[Tensor, torch.Generator], Mapping[str, Any]]
+_ELEMENTS = 2**20  # numbers of x evaluated together
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scalars of n data sets, each simulated at its own θ from the prior.
+
+    Attributes:
+        theta: Each set's own, shape (n, P).
+        points: Of equal prior weight, or of ``log_weights``, shape (K, P).
+        log_weights: log of the points' prior probabilities, shape (K,).
+        own: Plugin -> s at the own θ, shape (n,), nats.
+        at: Plugin -> s at the points, shape (n, K).
+        paired: Whether the plugins' data were simulated together, rather than independently given θ.
+    """
+
+    theta: Tensor
+    points: Tensor
+    log_weights: Tensor
+    own: Mapping[str, Tensor]
+    at: Mapping[str, Tensor]
+    paired: bool
+
+    def sum_of(self, names: Sequence[str], parts: Mapping[str, Sequence[str]]) -> tuple[Tensor, Tensor]:
+        """S of some plugins and of their interactions: at the own θ, (n,), and at the points, (n, K).
+
+        Arguments:
+            names: The plugins.
+            parts: Interaction -> the plugins that it is over.
+        """
+        there = {n: p for n, p in parts.items() if n in self.own}
+        terms = sorted([*names, *partners(there, names)])
+        return torch.stack([self.own[n] for n in terms]).sum(0), torch.stack([self.at[n] for n in terms]).sum(0)
+
+
+def prior_points(space: ParameterSpace, n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Points that stand for the prior, (K, P), and the log of their probabilities, (K,).
+
+    Every value of parameters that are all discrete; else quantiles: the middles of n equal parts for one parameter, a Sobol
+    sequence for more; draws where constraints tie them. In whatever chunks of stride γ, they stand for the prior too.
+    """
+    if all(space.discrete):
+        ranges = [torch.arange(p.bounds[0], p.bounds[1] + 1, dtype=torch.float64) for p in space]
+        points = torch.cartesian_prod(*ranges).reshape(-1, len(space))
+        return points, torch.log_softmax(space.log_prior(points), 0)
+    if space.constraints:
+        points = space.sample_prior(n, seed_of(seed, 2))
+    elif len(space) == 1:
+        points = space.quantile((np.arange(n)[:, None] + 0.5) / n)
+    else:
+        u = qmc.Sobol(len(space), rng=np.random.default_rng(seed)).random_base2(math.ceil(math.log2(n)))
+        points = space.quantile(u.clip(1e-12, 1.0 - 1e-12))
+    return points, torch.full((len(points),), -math.log(len(points)), dtype=torch.float64)
+
+
+def scored(
+    space: ParameterSpace,
+    modalities: Mapping[str, Modality],
+    *,
+    observations: Mapping[str, int] | int = 1,
+    simulate: Mapping[str, Simulate] | Simulate | None = None,
+    pairs: Pairs | None = None,
+    simulations: int = 4000,
+    points: int = 512,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Scores:
+    """Simulate data sets over the prior, and score each with every plugin.
+
+    Interactions are scored where ``pairs`` are given, and left out where parts are simulated independently, as the law of
+    their data is then one in which there is nothing for them to say.
+
+    Raises:
+        PosteriorError: for an improper prior.
+        ModalityError: for a plugin that cannot simulate, or fails; the message names it.
+        ObservationError: for pairs that lack a plugin, or have another shape.
+    """
+    refuse_improper(space, {})
+    if simulations < 100 or points < 64:
+        raise ValueError(f"information takes at least 100 simulations and 64 points, got {simulations} and {points}")
+    live = {
+        n: m for n, m in modalities.items() if not m.parts or (pairs is not None and set(m.parts) <= set(modalities))
+    }
+    theta = space.sample_prior(simulations, seed_of(seed, 0))
+    nodes, log_weights = prior_points(space, points, seed)
+    data = (
+        _together(pairs, live, theta, seed)
+        if pairs is not None
+        else _apart(space, live, observations, simulate, theta, seed)
+    )
+    own: dict[str, Tensor] = {}
+    at: dict[str, Tensor] = {}
+    with progress_bar("scoring simulations", len(live), progress) as tick:
+        for name, modality in live.items():
+            columns = space.indices(modality.parameter_names)
+            own[name], at[name] = _scored(name, modality, data[name], theta[:, columns], nodes[:, columns])
+            tick(1)
+    return Scores(theta, nodes, log_weights, own, at, pairs is not None)
+
+
+def _apart(
+    space: ParameterSpace,
+    live: Mapping[str, Modality],
+    observations: Mapping[str, int] | int,
+    simulate: Mapping[str, Simulate] | Simulate | None,
+    theta: Tensor,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Plugin -> data (n, N, *event_shape), independent given θ."""
+    out: dict[str, Tensor] = {}
+    for name, modality in live.items():
+        N = int(observations.get(name, 1) if isinstance(observations, Mapping) else observations)
+        if N < 1:
+            raise ValueError(f"a data set has at least one observation of each plugin, got {N} of '{name}'")
+        simulator = simulate.get(name) if isinstance(simulate, Mapping) else simulate
+        if simulator is None and not modality.has_simulator:
+            raise ModalityError(
+                f"plugin '{name}' cannot simulate its data: pass simulate={{'{name}': simulator}}, or leave it out with without="
+            )
+        local = theta[:, space.indices(modality.parameter_names)].repeat_interleave(N, 0)
+        generator = generator_of(seed, 1, zlib.crc32(name.encode()))
+        drawn = draw(
+            simulator or modality.simulate, local, generator, modality.event_shape, f"the simulator of plugin '{name}'"
+        )
+        if drawn.excluded:
+            raise ModalityError(
+                f"the simulator of plugin '{name}' returned {drawn.excluded} of {len(local)} observations that are not finite; mend "
+                "it, or narrow the prior: information is an average over all"
+            )
+        out[name] = drawn.x.reshape(len(theta), N, *modality.event_shape)
+    return out
+
+
+def _together(pairs: Pairs, live: Mapping[str, Modality], theta: Tensor, seed: int) -> dict[str, Tensor]:
+    """Plugin -> data (n, 1, *event_shape) of units in which all parts were simulated together."""
+    drawn = pairs(theta.clone(), generator_of(seed, 1))
+    out: dict[str, Tensor] = {}
+    for name, modality in live.items():
+        if modality.parts:
+            continue
+        shape = (len(theta), *modality.event_shape)
+        x = drawn.get(name) if isinstance(drawn, Mapping) else None
+        if x is None:
+            raise ObservationError(
+                f"pairs(theta, generator) must return data of every plugin by name, got none of '{name}'"
+            )
+        x = torch.as_tensor(x).detach().to(torch.float64)
+        if x.shape != shape or not bool(torch.isfinite(x).all()):
+            raise ObservationError(
+                f"pairs must be finite and of shape {shape} for plugin '{name}', got {tuple(x.shape)}"
+            )
+        out[name] = x[:, None]
+    for name, modality in live.items():
+        if modality.parts:
+            rows = joined([out[p] for p in modality.parts], 2)
+            out[name] = rows.reshape(len(theta), 1, *modality.event_shape)
+    return out
+
+
+def _scored(name: str, modality: Modality, x: Tensor, own: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ s over the observations of x (n, N, *event), at the own θ (n, P_m) and at nodes (K, P_m): (n,), (n, K)."""
+    rows = max(1, _ELEMENTS // max(1, x[:1].numel() * (len(nodes) + 1)))
+    first, second = [], []
+    for some, theta in zip(x.split(rows), own.split(rows), strict=True):
+        points = torch.cat([theta[:, None], nodes.expand(len(some), -1, -1)], 1)  # (rows, 1 + K, P_m)
+        try:
+            with torch.no_grad():
+                s = modality(some[:, None].to(modality.dtype), points[:, :, None].to(modality.dtype))
+        except EvidenceError:
+            raise
+        except Exception as error:
+            raise ModalityError(f"plugin '{name}' raised {type(error).__name__} in log_evidence: {error}") from error
+        expected = (len(some), 1 + len(nodes), x.shape[1])
+        if not isinstance(s, Tensor) or s.shape != expected or bool(torch.isnan(s).any()):
+            seen = (
+                "NaN" if isinstance(s, Tensor) and s.shape == expected else f"{getattr(s, 'shape', type(s).__name__)}"
+            )
+            raise ModalityError(f"log_evidence of plugin '{name}' must return numbers of shape {expected}, got {seen}")
+        total = s.double().sum(-1)
+        first.append(total[:, 0])
+        second.append(total[:, 1:])
+    return torch.cat(first), torch.cat(second)

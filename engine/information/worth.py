@@ -1,0 +1,325 @@
+r"""What plugins tell about θ, in nats: each from its own scalar, their sum, and each beside the others.
+
+.. math:: I(x; \theta) \ge H(\theta) + E \log \mathrm{softmax}_\theta \big(s(x; \theta) + \log \pi(\theta)\big)
+          = E \Big[ s(x; \theta) - \log \sum_k \pi_k\, e^{s(x; \theta_k)} \Big]
+
+over θ from the prior and x simulated there, with points :math:`\theta_k` that stand for the prior. A constant c(x) cancels; the
+bound is tight where s is log p(x | θ) + c(x). It is evaluated on simulations that no scalar was trained on.
+
+Points are finitely many, which biases the bound as 1/K: it is extrapolated from chunks of points and simulations, with the gates of
+:mod:`engine.information.reliability`. One more gate is the scalar's own claim, :math:`E_x \mathrm{KL}(q(\theta \mid x) \| \pi)`
+with q its posterior: where simulations bear out another number, the scalar is too sure, or not sure enough, and the number is
+a lower bound alone.
+
+References:
+    | Barber and Agakov, NIPS 16 (2003) 201; Poole et al. (2019), https://arxiv.org/abs/1905.06922
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from engine.errors import UnknownPluginError
+from engine.information.decomposition import UNITS
+from engine.information.reliability import extrapolate
+from engine.information.scores import Pairs, scored
+from engine.learning.simulator import Simulate
+from engine.modality import Modality
+from engine.parameters import ParameterSpace
+
+if TYPE_CHECKING:
+    from engine.registry import Registry
+
+__all__ = ["Worth", "Worths", "worth", "worth_of"]
+
+_GAMMAS = range(1, 9)
+_CLAIM = 4.0  # standard errors between what a scalar claims and what is borne out
+_SHARE = 0.02  # of the number: differences below do not matter
+_FEW = 10.0  # points of a posterior, in the median
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What a scalar tells about θ.
+
+    Attributes:
+        name: The plugin, or what was summed.
+        information: Nats, a lower bound on I(x; θ), tight for a true scalar.
+        error: Its standard error, nats.
+        claimed: What the scalar's posteriors say of themselves, nats.
+        observations: How many of each data set; 0 for sums of several plugins.
+        reliable: Whether the number passed every gate.
+        reason: What failed; empty where nothing did.
+
+    Example:
+        >>> print(Worth("tracker", 0.3466, 0.005, 0.35, 1, True, ""))
+        tracker: 0.347 ± 0.005 nats (0.500 bits)
+    """
+
+    name: str
+    information: float
+    error: float
+    claimed: float
+    observations: int
+    reliable: bool
+    reason: str
+
+    @property
+    def bits(self) -> float:
+        """The information in bits."""
+        return self.information * UNITS["bits"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for machines."""
+        numbers = {"information": self.information, "error": self.error, "bits": self.bits, "claimed": self.claimed}
+        finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+        return {"name": self.name, **finite, "reliable": self.reliable, "reason": self.reason}
+
+    def __str__(self) -> str:
+        doubt = "" if self.reliable else f"  not reliable: {self.reason}"
+        return f"{self.name}: {self.information:.3f} ± {self.error:.3f} nats ({self.bits:.3f} bits){doubt}"
+
+
+@dataclass(frozen=True)
+class Worths:
+    """What the plugins of a sum tell about θ.
+
+    Attributes:
+        alone: Plugin -> what it tells by itself.
+        total: What the sum tells.
+        added: Plugin -> what it adds to all others; for plugins that are independent given θ it is at most what it tells alone.
+        paired: Whether the data of a unit were simulated together.
+        simulations: How many data sets.
+
+    Example:
+        >>> from torch.distributions import Normal
+        >>> from engine import Parameter, ParameterSpace
+        >>> from modalities import Gaussian
+        >>> space = ParameterSpace([Parameter("mu", prior=Normal(0.0, 1.0))])
+        >>> kinds = {n: Gaussian(parameter_names=("mu",), sd=sd) for n, sd in (("a", 1.0), ("b", 2.0))}
+        >>> found = worth_of(space, kinds, simulations=2000)
+        >>> abs(found.total.information - 0.4055) < 4 * found.total.error  # ½ ln (1 + 1 + ¼)
+        True
+    """
+
+    alone: Mapping[str, Worth]
+    total: Worth
+    added: Mapping[str, Worth]
+    paired: bool
+    simulations: int
+
+    @property
+    def reliable(self) -> bool:
+        """Whether every number is."""
+        return all(w.reliable for w in (*self.alone.values(), self.total, *self.added.values()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for machines."""
+        return {
+            "alone": {n: w.to_dict() for n, w in self.alone.items()},
+            "total": self.total.to_dict(),
+            "added": {n: w.to_dict() for n, w in self.added.items()},
+            "paired": self.paired,
+            "simulations": self.simulations,
+        }
+
+    def __str__(self) -> str:
+        added = [f"  {w}" for w in self.added.values()]
+        alone = [f"  {w}" for w in self.alone.values()]
+        return "\n".join(["alone", *alone, "together", f"  {self.total}", "beside all others", *added])
+
+
+def worth(
+    source: Registry | Modality,
+    *,
+    prior: ParameterSpace | None = None,
+    simulate: Mapping[str, Simulate] | Simulate | None = None,
+    pairs: Pairs | None = None,
+    observations: Mapping[str, int] | int = 1,
+    only: Sequence[str] | str | None = None,
+    without: Sequence[str] | str = (),
+    simulations: int = 4000,
+    points: int = 512,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Worths:
+    """What a modality, or every plugin of a registry, tells about θ.
+
+    Arguments:
+        source: A registry, or one modality with ``prior``.
+        prior: θ of a modality, with proper priors; a registry has its own.
+        simulate: Plugin -> ``simulator(theta, generator)`` where a plugin has none of its own; for one modality, the simulator.
+        pairs: ``pairs(theta, generator)`` -> plugin -> one observation for each θ (n, P) in the order of the parameters, the parts
+            of a unit simulated together. Without it, parts are independent given θ, and interactions are left out.
+        observations: How many of each plugin a data set has, where ``pairs`` are not given.
+        only, without: Names of plugins to keep or to leave out.
+        simulations: How many data sets: the error falls as 1/√.
+        points: That stand for the prior: more where posteriors are narrow.
+        seed: Of everything.
+        progress: Whether to show how far it is; by default, on a terminal.
+
+    Returns:
+        :class:`Worths`; of one modality, with it alone.
+
+    Raises:
+        ValueError: for a modality without ``prior``, or too few simulations.
+        PosteriorError: for an improper prior.
+        ModalityError: for a plugin that cannot simulate, or fails; the message names it.
+
+    Example:
+        >>> from torch.distributions import Normal
+        >>> from engine import Parameter, ParameterSpace
+        >>> from modalities import Gaussian
+        >>> space = ParameterSpace([Parameter("mu", prior=Normal(0.0, 1.0))])
+        >>> found = worth(Gaussian(parameter_names=("mu",), sd=1.0), prior=space, simulations=2000).total
+        >>> abs(found.information - 0.3466) < 4 * found.error, found.reliable  # ½ ln 2
+        (True, True)
+    """
+    if isinstance(source, Modality):
+        if prior is None:
+            raise ValueError(
+                "the worth of a modality needs the law of θ: pass prior=, the ParameterSpace of its parameters"
+            )
+        given = {type(source).__name__: source}
+        simulators = {next(iter(given)): simulate} if callable(simulate) else simulate
+        space = prior
+    else:
+        from engine.information.plugins import plugins_of
+
+        given, space, simulators = plugins_of(source, only, without), source.parameters, simulate
+    return worth_of(
+        space,
+        given,
+        simulate=simulators,
+        pairs=pairs,
+        observations=observations,
+        simulations=simulations,
+        points=points,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def worth_of(
+    space: ParameterSpace,
+    modalities: Mapping[str, Modality],
+    *,
+    simulate: Mapping[str, Simulate] | Simulate | None = None,
+    pairs: Pairs | None = None,
+    observations: Mapping[str, int] | int = 1,
+    simulations: int = 4000,
+    points: int = 512,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Worths:
+    """What plugins that are in no registry tell about θ.
+
+    Arguments:
+        space: θ, with proper priors.
+        modalities: The plugins, by name.
+        simulate, pairs, observations, simulations, points, seed, progress: As for :func:`worth`.
+
+    Raises:
+        UnknownPluginError: where there are no plugins. Others as :func:`worth`.
+
+    Example:
+        >>> from torch.distributions import Uniform
+        >>> from engine import Parameter
+        >>> from modalities import PoissonCounts
+        >>> space = ParameterSpace([Parameter("rate", prior=Uniform(0.0, 10.0))])
+        >>> found = worth_of(space, {"a": PoissonCounts(signal=[1.0], strength="rate")}, simulations=1000)
+        >>> abs(found.total.information - 0.5571) < 4 * found.total.error  # by numerical integration
+        True
+    """
+    settings: dict[str, Any] = {"simulate": simulate, "pairs": pairs, "observations": observations, "seed": seed}
+    found = scored(space, modalities, simulations=simulations, points=points, progress=progress, **settings)
+    if not found.own:
+        raise UnknownPluginError("there is no plugin whose worth could be told; name one with only=")
+    parts = [n for n in found.own if not modalities[n].parts]
+    counts = {n: int(observations.get(n, 1) if isinstance(observations, Mapping) else observations) for n in parts}
+    carried = {n: m.parts for n, m in modalities.items() if m.parts}
+    own, at = found.sum_of(parts, carried)
+    total = _worth("all together", own, at, found.log_weights, sum(counts.values()) if len(counts) == 1 else 0)
+    alone = {n: _worth(n, found.own[n], found.at[n], found.log_weights, counts[n]) for n in parts}
+    added = {}
+    if len(parts) > 1:
+        for name in parts:
+            rest = found.sum_of([n for n in parts if n != name], carried)
+            added[name] = _added(name, (own, at), rest, found.log_weights, counts[name])
+    return Worths(alone, total, added, found.paired, simulations)
+
+
+def _bound(own: Tensor, at: Tensor, log_weights: Tensor) -> Tensor:
+    """s(x; θ) − log Σ_k π_k exp s(x; θ_k), shape (n,)."""
+    return own - torch.logsumexp(at + log_weights, -1)
+
+
+def _rungs(
+    own: Tensor, at: Tensor, log_weights: Tensor, less: tuple[Tensor, Tensor] | None = None
+) -> dict[int, list[float]]:
+    """γ -> the bound's mean over each of γ chunks of the simulations, with a γ-th of the points; less another's."""
+    discrete = bool((log_weights != log_weights[0]).any()) or len(log_weights) < 64
+    out: dict[int, list[float]] = {}
+    for gamma in _GAMMAS:
+        values = []
+        for k in range(gamma):
+            columns = slice(None) if discrete else slice(k, None, gamma)
+            weights = torch.log_softmax(log_weights[columns], 0)
+            told = _bound(own[k::gamma], at[k::gamma, columns], weights)
+            if less is not None:
+                told = told - _bound(less[0][k::gamma], less[1][k::gamma, columns], weights)
+            values.append(float(told.mean()))
+        out[gamma] = values
+    return out
+
+
+def _worth(name: str, own: Tensor, at: Tensor, log_weights: Tensor, observations: int) -> Worth:
+    if bool(torch.isneginf(own).any()):
+        share = float(torch.isneginf(own).double().mean())
+        words = f"the scalar calls {share:.2%} of what is simulated at θ impossible there"
+        return Worth(name, -math.inf, math.nan, math.nan, observations, False, words)
+    told = _bound(own, at, log_weights)
+    q = torch.log_softmax(at + log_weights, -1)
+    claims = (q.exp() * torch.where(q > -745.0, q - log_weights, 0.0)).sum(-1)
+    claimed = float(claims.mean())
+    found = extrapolate(_rungs(own, at, log_weights))
+    faults = [] if found.reliable else [found.reason]
+    gap, noise = float((claims - told).mean()), float((claims - told).std()) / len(told) ** 0.5
+    if abs(gap) > max(_CLAIM * noise, _SHARE * abs(found.information)):
+        more = "more" if gap > 0 else "less"
+        faults.append(
+            f"the scalar claims {claimed:.3g} nats, {more} than its simulations bear out: a lower bound; calibrate or retrain it"
+        )
+    enough = float((-(2.0 * q).logsumexp(-1)).exp().median())  # the points that a posterior rests on
+    if enough < _FEW and not _all_points(log_weights):
+        faults.append(f"saturated: posteriors rest on {enough:.2g} of {len(log_weights)} points; ask for more points")
+    return Worth(name, found.information, found.error, claimed, observations, not faults, "; ".join(faults))
+
+
+def _all_points(log_weights: Tensor) -> bool:
+    """Whether points are all the values of discrete parameters, rather than samples."""
+    return len(log_weights) < 64 or bool((log_weights != log_weights[0]).any())
+
+
+def _added(
+    name: str, all_of: tuple[Tensor, Tensor], rest: tuple[Tensor, Tensor], log_weights: Tensor, observations: int
+) -> Worth:
+    """What the sum tells more than the sum without a plugin, on the same simulations."""
+    whole, others = (_worth(name, *part, log_weights, observations) for part in (all_of, rest))
+    if not math.isfinite(whole.information - others.information):
+        bad = whole if not math.isfinite(whole.information) else others
+        return Worth(name, math.nan, math.nan, math.nan, observations, False, bad.reason)
+    found = extrapolate(_rungs(*all_of, log_weights, less=rest))
+    faults = [w.reason for w in (whole, others) if not w.reliable]
+    if not found.reliable and "nothing was found" not in found.reason:
+        faults.append(found.reason)
+    claimed = whole.claimed - others.claimed
+    return Worth(
+        name, found.information, found.error, claimed, observations, not faults, "; ".join(dict.fromkeys(faults))
+    )

@@ -1,0 +1,201 @@
+"""Mutual information of samples, beside closed forms; what must not be trusted is not."""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine.information import mutual_information
+from engine.information.critic import train
+from engine.information.estimators import ESTIMATORS
+from engine.information.ksg import ksg
+from engine.information.reliability import extrapolate
+
+sys.path.append(str(Path(__file__).parent))
+from samples import FAMILIES, dense_information, normal, student, student_information
+
+TRUTH = -0.5 * math.log(1.0 - 0.75**2)
+
+
+def test_the_closed_forms_are_those_that_are_published():
+    """Czyż et al. (2023), https://arxiv.org/abs/2306.11078, to their digits."""
+    assert [round(dense_information(d), 4) for d in (2, 3, 5, 25, 50)] == [0.2939, 0.4133, 0.5928, 1.2922, 1.6243]
+    laws = [(1, 1), (2, 1), (2, 2), (3, 2), (3, 3), (5, 2), (5, 3)]
+    found = [round(student_information(*law), 4) for law in laws]
+    assert found == [0.2242, 0.4319, 0.1931, 0.2909, 0.1787, 0.4482, 0.2985]
+
+
+def exact_scores(n, seed):
+    """The true log ratio of every x_i with every y_j, (1, n, n)."""
+    x, y = (torch.from_numpy(v) for v in normal(n, np.random.default_rng(seed)))
+    rho = 0.75
+    u, v = x, y.mT
+    joint = -0.5 * (u**2 - 2 * rho * u * v + v**2) / (1 - rho**2) - 0.5 * math.log(1 - rho**2)
+    return (joint + 0.5 * (u**2 + v**2))[None]
+
+
+@pytest.mark.parametrize("name", ["smile", "dv", "infonce"])
+def test_an_estimator_reads_the_information_off_the_true_log_ratio(name):
+    values = [float(ESTIMATORS[name].value(exact_scores(1000, s), None)) for s in range(10)]
+    error = np.std(values, ddof=1) / math.sqrt(10)
+    assert np.mean(values) == pytest.approx(TRUTH, abs=4 * error)
+    assert error < 0.012
+
+
+def test_nwj_needs_the_log_ratio_plus_one_and_infonce_no_constant():
+    T = exact_scores(1000, 0)
+    nwj, infonce = ESTIMATORS["nwj"].value, ESTIMATORS["infonce"].value
+    assert float(nwj(T + 1.0, None)) == pytest.approx(TRUTH, abs=0.08)
+    assert float(nwj(T, None)) < float(nwj(T + 1.0, None)) - 0.1
+    assert float(infonce(T + 100.0, None)) == pytest.approx(float(infonce(T, None)), abs=1e-9)
+
+
+def test_infonce_never_passes_log_n():
+    T = 1e3 * torch.eye(50, dtype=torch.float64)[None]
+    assert float(ESTIMATORS["infonce"].value(T, None)) == pytest.approx(math.log(50))
+    assert float(ESTIMATORS["infonce"].value(torch.zeros(1, 50, 49), 1e3 * torch.ones(1, 50))) == pytest.approx(
+        math.log(50)
+    )
+
+
+def test_other_pairs_may_come_in_columns_of_their_own():
+    T = exact_scores(400, 1)
+    off = T[:, ~torch.eye(400, dtype=torch.bool)].reshape(1, 400, 399)
+    for name in ("smile", "dv", "nwj", "infonce", "club"):
+        together, apart = ESTIMATORS[name].value(T, None), ESTIMATORS[name].value(off, T.diagonal(dim1=1, dim2=2))
+        assert float(together) == pytest.approx(float(apart), abs=1e-9), name
+
+
+def test_nearest_neighbours_know_normal_laws_and_independence():
+    values = [ksg(*normal(1500, np.random.default_rng(s))) for s in range(8)]
+    assert np.mean(values) == pytest.approx(TRUTH, abs=4 * np.std(values, ddof=1) / math.sqrt(8) + 0.005)
+    x = np.random.default_rng(1).standard_normal((1500, 2))
+    assert abs(ksg(x[:, :1], x[:, 1:])) < 0.06
+
+
+def test_a_critic_begins_at_the_normal_law_and_stays_there_where_it_is_right():
+    x, y = (torch.from_numpy(v)[None] for v in normal(1500, np.random.default_rng(3)))
+    rho = float(np.corrcoef(x[0, 150:, 0], y[0, 150:, 0])[0, 1])
+    found = train(x, y, ESTIMATORS["dv"], 2, True, 0)
+    assert float(found.values) == pytest.approx(-0.5 * math.log(1 - rho**2), abs=0.03)
+
+
+def test_critics_find_a_shared_scale_that_has_no_correlation():
+    """Student (5, 2): a normal law sees nothing of .448 nats."""
+    x, y = FAMILIES["Student (5, 2)"][0](4000, np.random.default_rng(5))
+    found = mutual_information(x, y, epochs=6)
+    assert found.information == pytest.approx(0.4482, rel=0.15)
+    assert found.reliable
+
+
+def test_the_estimate_and_its_error_by_nearest_neighbours():
+    """20 repetitions: pulls of width 1, to three standard errors of a width of 20."""
+    runs = [mutual_information(*normal(1000, np.random.default_rng(s)), "ksg") for s in range(20)]
+    pulls = np.array([(r.information - TRUTH) / r.error for r in runs])
+    assert abs(pulls.mean()) < 3 / math.sqrt(20)
+    assert 0.52 < pulls.std(ddof=1) < 1.48
+
+
+def test_raw_heavy_tails_are_flagged_and_ranks_are_not():
+    x, y = student(3, 2, 1500, np.random.default_rng(0))
+    raw = mutual_information(x, y, "smile", ranks=False, epochs=2)
+    assert not raw.reliable
+    assert raw.reason.startswith("heavy tails: column")
+    assert "heavy" not in mutual_information(x, y, "ksg").reason
+    assert "heavy" not in mutual_information(*normal(1500, np.random.default_rng(0)), "ksg", ranks=False).reason
+
+
+@pytest.mark.parametrize("method", ["ksg", "infonce", "dv"])
+def test_more_information_than_samples_can_show_is_flagged(method):
+    x = np.random.default_rng(0).standard_normal((1400, 1))
+    found = mutual_information(x, x + 1e-5 * np.random.default_rng(1).standard_normal((1400, 1)), method, epochs=3)
+    assert not found.reliable
+    assert "saturated" in found.reason
+
+
+def test_a_monotone_change_of_coordinates_changes_nothing():
+    x, y = normal(1000, np.random.default_rng(2))
+    plain, bent = mutual_information(x, y, "ksg"), mutual_information(np.exp(3 * x), y**3, "ksg")
+    assert bent.information == pytest.approx(plain.information, abs=1e-9)
+
+
+# -- the protocol itself ------------------------------------------------------------------------------------
+
+
+def rungs(bias, sd, seed, n=8, curve=0.0):
+    """γ -> values of γ chunks of one set of 840 numbers with mean 1: all γ share them."""
+    z = 1.0 + sd * math.sqrt(840) * np.random.default_rng(seed).standard_normal(840)
+    return {g: [float(z[k::g].mean()) + bias * g + curve * g**2 for k in range(g)] for g in range(1, n + 1)}
+
+
+def test_a_bias_that_falls_with_samples_is_extrapolated_away_and_the_error_covers():
+    found = [extrapolate(rungs(0.05, 0.02, s)) for s in range(200)]
+    pulls = np.array([(f.information - 1.0) / f.error for f in found])
+    assert abs(pulls.mean()) < 4 / math.sqrt(200)
+    assert 0.8 < pulls.std() < 1.3  # its error is of 28 degrees of freedom
+    assert np.mean([f.reliable for f in found]) > 0.85
+
+
+def test_a_curved_rung_is_left_out_and_one_without_linear_region_is_flagged():
+    jumping = rungs(0.01, 1e-3, 0)
+    jumping[8] = [v + 1.0 for v in jumping[8]]
+    found = extrapolate(jumping)
+    assert found.used[-1] == 7
+    assert found.reliable
+    curved = extrapolate(rungs(0.0, 1e-4, 0, curve=0.05))
+    assert not curved.reliable
+    assert "no linear region" in curved.reason
+
+
+def test_an_estimate_that_rests_on_all_samples_alone_is_flagged():
+    odd = rungs(0.0, 1e-3, 1)
+    odd[1] = [odd[1][0] + 0.5]
+    assert not extrapolate(odd).reliable
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({g: [9.0] * g for g in range(1, 8)}, "saturated: 9 nats where at most 9.2 can be shown"),
+        ({g: [1e-3 * (-1) ** k for k in range(g)] for g in range(1, 8)}, "nothing was found in"),
+        ({g: [math.nan] * g for g in range(1, 8)}, "no finite value"),
+    ],
+)
+def test_a_gate_says_what_failed(values, said):
+    found = extrapolate(values, limit=9.2)
+    assert not found.reliable
+    assert said in found.reason
+
+
+def test_rungs_that_are_none_are_refused():
+    with pytest.raises(ValueError, match=r"at least 5 values of γ, 1 among them, got \[1, 2\]"):
+        extrapolate({1: [1.0], 2: [1.0, 1.0]})
+    with pytest.raises(ValueError, match="γ = 3 has 3 chunks, got 2"):
+        extrapolate({g: [1.0] * min(g, 2) for g in range(1, 6)})
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "method", "said"),
+    [
+        (np.zeros(800), np.arange(800.0), "ksg", "column 0 of x is 0 throughout"),
+        (np.arange(800.0), np.arange(700.0), "ksg", "got 800 and 700"),
+        (np.arange(80.0), np.arange(80.0), "ksg", "at least 700 samples, got 80"),
+        (np.where(np.arange(800) == 3, np.nan, 1.0), np.arange(800.0), "ksg", "got .nan. in row 3"),
+        (np.arange(800.0), np.arange(800.0), "mine", "one of ksg, smile, dv, nwj, infonce, club, got 'mine'"),
+    ],
+)
+def test_what_are_no_samples_is_refused(x, y, method, said):
+    with pytest.raises(ValueError, match=said):
+        mutual_information(x, y, method)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_seven_families_within_a_tenth_of_their_truth(name):
+    simulate, truth = FAMILIES[name]
+    found = mutual_information(*simulate(10_000, np.random.default_rng(7)), seed=7)
+    assert found.information == pytest.approx(truth, rel=0.1)
+    assert abs(found.information - truth) < 4 * found.error

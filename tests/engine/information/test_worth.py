@@ -1,0 +1,156 @@
+"""What plugins tell, against closed forms of normal laws: I = ½ ln (1 + Σ 1/σ²)."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Categorical as Index
+from torch.distributions import Normal
+
+from engine import Parameter, ParameterSpace, Registry
+from engine.errors import ModalityError, PosteriorError, UnknownPluginError
+from engine.information import worth, worth_of
+from modalities import Categorical, Gaussian
+
+SPACE = ParameterSpace([Parameter("mu", prior=Normal(0.0, 1.0))])
+TWO = {"a": Gaussian(parameter_names=("mu",), sd=1.0), "b": Gaussian(parameter_names=("mu",), sd=2.0)}
+ALONE = {"a": 0.5 * math.log(2.0), "b": 0.5 * math.log(1.25)}
+BOTH = 0.5 * math.log(2.25)
+
+
+class Shifted(Gaussian):
+    """log p(x | θ) with a constant that depends on x, wildly."""
+
+    def log_evidence(self, x, theta):
+        return super().log_evidence(x, theta) + 1e3 * torch.sin(9.0 * x[..., 0])
+
+
+class Twice(Gaussian):
+    def log_evidence(self, x, theta):
+        return 2.0 * super().log_evidence(x, theta)
+
+
+class Flipped(Gaussian):
+    def log_evidence(self, x, theta):
+        return -super().log_evidence(x, theta)
+
+
+class Numb(Gaussian):
+    def log_evidence(self, x, theta):
+        return 0.0 * super().log_evidence(x, theta)
+
+
+class Silent(Gaussian):
+    """It cannot simulate."""
+
+    has_simulator = False
+
+
+def test_two_normal_measurements_tell_their_closed_forms():
+    found = worth_of(SPACE, TWO, simulations=8000, points=128)
+    for name, truth in ALONE.items():
+        assert found.alone[name].information == pytest.approx(truth, abs=0.02)
+        assert abs(found.alone[name].information - truth) < 3 * found.alone[name].error
+    assert found.total.information == pytest.approx(BOTH, abs=0.02)
+    for name, other in (("a", "b"), ("b", "a")):
+        assert found.added[name].information == pytest.approx(BOTH - ALONE[other], abs=0.02)
+        assert found.added[name].error < found.total.error + 0.001  # the same simulations: what is common cancels
+    assert found.reliable
+    assert found.alone["a"].bits == pytest.approx(found.alone["a"].information / math.log(2.0))
+
+
+def test_the_error_is_the_scatter_of_repetitions():
+    """24 runs: the pulls of the estimate have width 1, to three standard errors of a width of 24 (0.43)."""
+    runs = [worth_of(SPACE, {"a": TWO["a"]}, simulations=800, points=128, seed=s).total for s in range(24)]
+    pulls = torch.tensor([(r.information - ALONE["a"]) / r.error for r in runs])
+    assert abs(float(pulls.mean())) < 0.6
+    assert 0.57 < float(pulls.std()) < 1.43
+
+
+def test_a_constant_of_x_changes_nothing():
+    plain = worth_of(SPACE, {"a": TWO["a"]}, simulations=1000, points=128).total
+    shifted = worth_of(SPACE, {"a": Shifted(parameter_names=("mu",), sd=1.0)}, simulations=1000, points=128).total
+    assert shifted.information == pytest.approx(plain.information, abs=1e-9)
+
+
+def test_five_observations_tell_half_log_six():
+    found = worth(TWO["a"], prior=SPACE, observations=5, simulations=3000, points=256).total
+    assert found.information == pytest.approx(0.5 * math.log(6.0), abs=4 * found.error)
+    assert found.error < 0.03
+
+
+def test_dependent_parts_tell_what_their_joint_law_tells_when_they_are_paired():
+    """Correlation ρ = ½ between noises 1 and 2: the joint law tells ½ ln (1 + 1ᵀ C⁻¹ 1) = ½ ln 2, the first alone as much."""
+
+    def pairs(theta, generator):
+        e = torch.randn(len(theta), 2, generator=generator, dtype=torch.float64)
+        return {"a": theta + e[:, :1], "b": theta + 2.0 * (0.5 * e[:, :1] + math.sqrt(0.75) * e[:, 1:])}
+
+    found = worth_of(SPACE, TWO, pairs=pairs, simulations=3000, points=128)
+    assert found.paired
+    assert found.alone["b"].information == pytest.approx(ALONE["b"], abs=4 * found.alone["b"].error)
+    assert found.total.information < BOTH - 0.05  # the sum takes them for independent: a worse bound than it claims
+    assert not found.total.reliable
+    assert "claims" in found.total.reason
+    assert found.alone["a"].reliable
+
+
+def test_a_doubled_scalar_claims_more_than_it_is_worth_and_is_flagged():
+    found = worth(Twice(parameter_names=("mu",), sd=1.0), prior=SPACE, simulations=3000, points=256).total
+    # q = N(2x/3, 1/3) for p = N(x/2, 1/2): E log q / π = ½ ln 3 − ½ · 3 · (1/2 + 2 · (1/6)²) + ½
+    truth = 0.5 * math.log(3.0) - 1.5 * (0.5 + 2.0 / 36.0) + 0.5
+    assert found.information == pytest.approx(truth, abs=4 * found.error)
+    assert found.information < ALONE["a"]
+    assert not found.reliable
+    assert "more than its simulations bear out" in found.reason
+
+
+@pytest.mark.parametrize("kind", [Flipped, Numb])
+def test_a_scalar_that_tells_nothing_right_is_flagged(kind):
+    found = worth(kind(parameter_names=("mu",), sd=1.0), prior=SPACE, simulations=1000, points=128).total
+    assert not found.reliable
+    assert found.information < 0.01
+
+
+def test_posteriors_narrower_than_the_points_are_flagged():
+    narrow = Gaussian(parameter_names=("mu",), sd=1e-4)
+    found = worth(narrow, prior=SPACE, simulations=500, points=128).total
+    assert not found.reliable
+    assert "saturated" in found.reason
+
+
+def test_two_hypotheses_told_apart_by_a_noisy_bit():
+    """θ ∈ {0, 1} and a bit that is wrong in 10 %: I = ln 2 − H(0.1) nats."""
+    space = ParameterSpace([Parameter("h", prior=Index(torch.tensor([0.5, 0.5])))])
+    bit = Categorical(parameter_names=("h",), probabilities=[[0.9, 0.1], [0.1, 0.9]])
+
+    def simulate(theta, generator):
+        right = torch.rand(theta.shape[0], generator=generator, dtype=torch.float64) < 0.9
+        return torch.where(right, theta[:, 0], 1.0 - theta[:, 0]).reshape(len(theta), *bit.event_shape)
+
+    found = worth(bit, prior=space, simulate=simulate, simulations=4000).total
+    truth = math.log(2.0) + 0.9 * math.log(0.9) + 0.1 * math.log(0.1)
+    assert found.information == pytest.approx(truth, abs=4 * found.error)
+    assert found.reliable
+
+
+def test_a_registry_is_asked_by_name(tmp_path):
+    registry = Registry.create(tmp_path / "w", [Parameter("mu", prior=Normal(0.0, 1.0))])
+    for name, modality in TWO.items():
+        registry.append(name, modality)
+    found = worth(registry, without="b", simulations=500, points=128)
+    assert list(found.alone) == ["a"]
+    assert found.added == {}
+    with pytest.raises(UnknownPluginError, match="no plugin 'c'; there are a, b"):
+        worth(registry, only="c")
+
+
+def test_what_cannot_be_told_is_refused():
+    with pytest.raises(ValueError, match="pass prior="):
+        worth(TWO["a"])
+    with pytest.raises(ValueError, match="at least 100 simulations and 64 points, got 10 and 512"):
+        worth(TWO["a"], prior=SPACE, simulations=10)
+    with pytest.raises(PosteriorError, match="'mu' with a flat one"):
+        worth(TWO["a"], prior=ParameterSpace([Parameter("mu")]))
+    with pytest.raises(ModalityError, match="plugin 'Silent' cannot simulate"):
+        worth(Silent(parameter_names=("mu",), sd=1.0), prior=SPACE)

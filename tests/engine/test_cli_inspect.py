@@ -1,0 +1,64 @@
+"""evidence inspect, as it is printed."""
+
+import json
+import sys
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+from engine import Parameter, Registry
+from engine.cli import main
+from modalities import Gaussian
+
+
+@pytest.fixture
+def evidence(monkeypatch, capsys):
+    """Run the command in this process: (exit status, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["evidence", *map(str, arguments)])
+        with pytest.raises(SystemExit) as done:
+            main()
+        out, err = capsys.readouterr()
+        return done.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    registry = Registry.create(tmp_path / "w", [Parameter("mu", prior=Normal(0.0, 1.0))])
+    e = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    registry.append("a", Gaussian(parameter_names=("mu",), sd=1.0), observations=e[:, :1])
+    registry.append("b", Gaussian(parameter_names=("mu",), sd=2.0), observations=1.6 * e[:, :1] + 1.2 * e[:, 1:])
+    return registry.path
+
+
+def test_worth_and_interactions_are_told_as_json(evidence, workspace):
+    status, out, err = evidence("inspect", "-w", workspace, "--simulations", 1000, "--independent", "--json")
+    told = json.loads(out)
+    assert status == 0, err
+    for name, truth in (("a", 0.3466), ("b", 0.1116)):
+        assert told["worth"]["alone"][name]["information"] == pytest.approx(truth, abs=0.1)
+    assert told["worth"]["total"]["bits"] == pytest.approx(0.4055 / 0.6931, abs=0.15)
+    (pair,) = told["interactions"]
+    assert pair["plugins"] == ["a", "b"]
+    assert pair["joint"] == "sum"
+    assert pair["redundancy"] == pytest.approx(0.1116, abs=0.05)
+    assert told["dependence"] is None
+    assert told["certificates"] == {"a": None, "b": None}
+
+
+def test_dependent_plugins_give_exit_status_1_and_synergy_is_unknown(evidence, workspace):
+    status, out, _ = evidence("inspect", "-w", workspace, "--simulations", 500, "--dependence")
+    assert status == 1
+    assert out.startswith("worth about θ")
+    assert "unknown" in out
+    assert "1 of 1 pairs depend given θ" in out
+
+
+def test_a_plugin_that_is_not_there_gives_exit_status_2(evidence, workspace):
+    status, _, err = evidence("inspect", "-w", workspace, "--only", "c")
+    assert status == 2
+    assert "no plugin 'c'; there are a, b" in err
