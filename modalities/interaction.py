@@ -7,6 +7,9 @@ pairs is :math:`I(x_1; x_2 \mid \theta)`, what adding alone loses. A network h t
 *at the same θ*: L = −½ log σ(h) of pairs − ½ log σ(−h) of redrawn ones is least at h = s_12, whatever the plugins of the
 single parts are like. The identity :math:`E_{x_1 \mid \theta} E_{x_2 \mid \theta}\, e^{s_{12}} = 1` tests it, for every θ.
 
+Its certificate (:func:`engine.certificate.certify`) tests E ∇s = 0 and the normalisation, and says how many pairs it can be trusted for;
+its own curvature is no information, and may be negative.
+
 For three parts and more it is :math:`\log p(x_1, \dots, x_k \mid \theta) - \sum_m \log p(x_m \mid \theta)`, all of what they share,
 which by inclusion and exclusion holds what any two of them share already: the largest interaction of a query counts alone.
 

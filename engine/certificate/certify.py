@@ -56,7 +56,8 @@ def certify(
     Arguments:
         modality: The learned one, calibrated or not.
         prior: Has the modality's parameters, each with a prior: where the certificate holds.
-        simulate: ``simulate(theta, generator)``, θ (n, P) -> x (n, *event_shape); the modality's own by default.
+        simulate: ``simulate(theta, generator)``, θ (n, P) -> x (n, *event_shape); the modality's own by default. Of an
+            interaction, one that returns its parts by name.
         pairs: Or else (theta (n, P), x (n, *event_shape)), drawn from the prior and held out from training. What one
             observation at each θ cannot tell is said to be not checked.
         simulations: How many; n of them certify about κ² n / (10 P) observations, κ² n / P at most.
@@ -82,6 +83,10 @@ def certify(
         (True, True)
     """
     modality = modality.eval()
+    if modality.parts and pairs is not None:
+        raise ModalityError(
+            "an interaction is certified by a simulator, which redraws its parts at the same θ, got pairs"
+        )
     space = prior.only(modality.parameter_names)
     P = len(space)
     least = least_simulations(P)
@@ -93,6 +98,7 @@ def certify(
         theta, x, each = theta[order], x[order], 1
     else:
         simulate = own_simulator(modality, simulate)
+        simulate = _together(modality, simulate) if modality.parts else simulate
         if simulations < least:
             raise ModalityError(f"certifying {P} parameters takes at least {least} simulations, got {simulations}")
         points = max(1, min(_POINTS, simulations // _EACH))
@@ -108,6 +114,8 @@ def certify(
     excess, error, first = _first_identity(mean, variance, theta, u, point, each)
     checks = [first]
     information, curvature, more = _slopes(modality, space, variance, theta, x, point, u - mean.at(theta))
+    if modality.parts:  # its J and K are no information of their own: only with its parts does it make a likelihood
+        information, more = None, [c for c in more if c.name != "second Bartlett identity"]
     checks += more
     fresh = pairs is not None
     if simulate is not None and not isinstance(modality, Calibrated):
@@ -116,7 +124,9 @@ def certify(
         at, observed = torch.cat([p.theta for p in parts]), torch.cat([p.x for p in parts])
     else:
         at, observed = (theta, x) if fresh else (theta[:0], x[:0])
-    if not isinstance(modality, Calibrated):
+    if modality.parts:
+        checks.append(_redrawn(modality, theta, x, point))
+    elif not isinstance(modality, Calibrated):
         checks += [_normalisation(modality, at, observed, seed), *_coverage(modality, space, at, observed, seed)]
     else:
         told = "a calibrated scalar holds around an estimate and has no posterior of its own; certify the raw one for these"
@@ -319,6 +329,32 @@ def _normalisation(modality: Modality, theta: Tensor, x: Tensor, seed: int) -> C
     value, error = float(e.mean()), float(e.std() / math.sqrt(len(e)))
     off = abs(value - 1.0) > 4.0 * error and abs(value - 1.0) > 0.05
     return Check(name, "noted" if off else "passed", value, error, 1.0, "the mean of exp(s) over p(x) p(θ)")
+
+
+def _together(modality: Any, simulate: Simulate) -> Simulate:
+    """A simulator of an interaction's parts, by name, as one of what it reads."""
+
+    def joined(theta: Tensor, generator: torch.Generator) -> Tensor:
+        found = simulate(theta, generator)
+        return found if isinstance(found, Tensor) else modality.joined(found)
+
+    return joined
+
+
+def _redrawn(modality: Any, theta: Tensor, x: Tensor, point: Tensor) -> Check:
+    """The mean of e^s over parts of different units at the same θ: 1 for the true interaction, at every θ."""
+    order = torch.argsort(point, stable=True)
+    same = torch.bincount(point)[point[order]]  # simulations at each one's θ
+    start = torch.cat([same.new_zeros(1), torch.bincount(point).cumsum(0)[:-1]])[point[order]]
+    place = torch.arange(len(order)) - start
+    draws = [x[order[start + (place + k) % same]] for k in range(len(modality.parts))]
+    with torch.no_grad():
+        e = modality(modality.redrawn(*draws), theta[order]).double().exp()
+    value, error = float(e.mean()), float(e.std() / math.sqrt(len(e)))
+    off = abs(value - 1.0) > 4.0 * error and abs(value - 1.0) > 0.05
+    return Check(
+        "normalisation", "noted" if off else "passed", value, error, 1.0, "the mean of exp(s) over redrawn parts"
+    )
 
 
 def _coverage(modality: Modality, space: ParameterSpace, theta: Tensor, x: Tensor, seed: int) -> list[Check]:

@@ -8,6 +8,7 @@ import torch
 from torch.distributions import Normal
 
 from engine import Parameter, ParameterSpace, Registry
+from engine.certificate import certify
 from engine.errors import ModalityError
 from engine.information import dependence
 from engine.learning import fit
@@ -171,6 +172,48 @@ def test_an_appended_interaction_repairs_the_estimate(tmp_path):
     assert after["mu"].value == pytest.approx(best, abs=1.0 * sd)
     assert abs(before["mu"].value - best) > 0.3 * sd
     assert after["mu"].error == pytest.approx(sd, rel=0.15)
+
+
+def test_its_certificate_tests_the_mean_score_and_the_normalisation(tmp_path):
+    """One that is exact passes, with K its own; one that is off by a slope in θ does not carry many pairs."""
+
+    class Known(Interaction):
+        tilt = 0.0
+
+        def evidence_of(self, features, theta):
+            return exact(features, theta) + self.tilt * theta[..., 0]
+
+    s12 = Known(("a", "b"), ("mu",), event_shapes=((1,), (1,)), hidden=(4,)).double()
+    certificate = certify(s12, prior=SPACE, simulate=simulate, simulations=8_000, seed=1, progress=False)
+    assert certificate.passed
+    assert {c.name for c in certificate.checks} == {"first Bartlett identity", "curvature", "normalisation"}
+    found = {c.name: c for c in certificate.checks}["normalisation"]
+    assert found.value == pytest.approx(1.0, abs=4 * found.error)
+    assert certificate.information is None
+    variance = float(certificate.variance.at(torch.zeros(1, 1, dtype=torch.float64)))
+    assert variance == pytest.approx(0.8, rel=0.1)  # Var(u_12) = 2.05 + 1.25 − 2 · 1.25
+    budget = certificate.n_max(kappa=0.3)
+    s12.tilt = 0.3
+    tilted = certify(s12, prior=SPACE, simulate=simulate, simulations=8_000, seed=1, progress=False)
+    assert tilted.n_max(kappa=0.3) == pytest.approx(0.3**2 / (0.3**2 / 0.8), rel=0.2)
+    assert budget > 20 * tilted.n_max(kappa=0.3)
+    with pytest.raises(ModalityError, match="certified by a simulator"):
+        certify(s12, prior=SPACE, pairs=(torch.zeros(9, 1), torch.zeros(9, 2)))
+
+
+def test_a_certified_interaction_makes_an_estimate_that_can_be_trusted(tmp_path):
+    registry = Registry.create(tmp_path / "w", [Parameter("mu", prior=Normal(0.0, 1.0))])
+    for name, sd in zip("ab", SD, strict=True):
+        registry.append(name, Gaussian(parameter_names=("mu",), sd=sd))
+    certificate = certify(trained(), prior=SPACE, simulate=simulate, simulations=8_000, seed=4, progress=False)
+    registry.append("s12", trained(), certificate=certificate)
+    few = simulate(torch.full((3, 1), 0.4, dtype=torch.float64), torch.Generator().manual_seed(3))
+    many = simulate(torch.full((3000, 1), 0.4, dtype=torch.float64), torch.Generator().manual_seed(3))
+    near = {"start": {"mu": 0.4}, "screen": 0, "polish": 1}
+    fit = Registry.open(registry.path).estimate(few, **near)
+    assert fit.status == "converged"
+    assert fit.trust["s12"].verdict == "certified"
+    assert registry.estimate(many, **near).status == "beyond_certificate"
 
 
 def test_a_dependence_that_is_there_is_what_it_was_trained_for():
