@@ -156,7 +156,7 @@ class InformationBottleneck(nn.Module):
         return kept, told
 
     def loss(self, data: Mapping[str, Tensor], beta: float, generator: torch.Generator) -> Tensor:
-        """I_E − β I_D of rows of data, a number in nats, with draws from the generator and a graph to the weights."""
+        """I_E − beta I_D of rows of data, a number in nats, with draws from the generator and a graph to the weights."""
         return self.objective.loss(*self.terms(data, generator), beta)
 
     def baseline(self, data: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> dict[str, float]:
