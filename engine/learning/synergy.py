@@ -56,7 +56,7 @@ _LEAST_SHARE = 0.5  # of the entries that a random mask replaces
 
 
 def kullback_leibler(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p ‖ q) of rows of normalised log probabilities, in nats; 0 · log 0 is 0.
+    """KL(p ‖ q) of rows of normalised log probabilities, in nats; infinite where p has what q excludes.
 
     Arguments:
         log_p, log_q: Shape (*, K).
@@ -70,7 +70,8 @@ def kullback_leibler(log_p: Tensor, log_q: Tensor) -> Tensor:
         >>> round(float(kullback_leibler(p, q)), 4)  # ½ log 2 + ½ log ⅔
         0.1438
     """
-    return (log_p.exp() * (log_p - log_q).clamp_min(-1e30)).nan_to_num(0.0).sum(-1)
+    there = log_p > -math.inf  # 0 log 0 is 0, and so is its gradient
+    return (log_p.exp() * (torch.where(there, log_p, 0.0) - torch.where(there, log_q, 0.0))).sum(-1)
 
 
 def jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:

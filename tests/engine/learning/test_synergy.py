@@ -74,6 +74,7 @@ def test_divergences_are_torchs():
     torch.testing.assert_close(jensen_shannon(p.log(), q.log()), 0.5 * (half[0] + half[1]))
     certain = torch.tensor([1.0, 0.0], dtype=torch.float64)
     assert float(kullback_leibler(certain.log(), torch.tensor([0.5, 0.5]).double().log())) == pytest.approx(math.log(2))
+    assert float(kullback_leibler(torch.tensor([0.5, 0.5]).double().log(), certain.log())) == math.inf
     assert float(jensen_shannon(certain.log(), certain.flip(0).log())) == pytest.approx(math.log(2))
 
 
