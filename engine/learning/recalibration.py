@@ -1,8 +1,8 @@
 r"""Probabilities that are what they say: one temperature for a scalar, and how far a prediction is off.
 
 :math:`q_T(k \mid x) \propto \pi_k\, e^{s(x; \theta_k) / T}` with the T that held-out pairs find most likely. That is convex in 1/T, so that
-Newton's steps find the one minimum, and no ranking of hypotheses changes. One row that tells nothing is added to the n: without it, rows that
-are never wrong would ask for infinite odds, which n rows cannot know (Platt's targets).
+Newton's steps find the one minimum, and no ranking of hypotheses changes. One row that tells nothing is added to the n: without it, rows
+that are never wrong would ask for infinite odds, which n rows cannot know (Platt's targets).
 
 References:
     | Guo, Pleiss, Sun, Weinberger (2017), On calibration of modern neural networks, https://arxiv.org/abs/1706.04599

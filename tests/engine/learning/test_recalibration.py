@@ -39,7 +39,9 @@ def test_the_temperature_is_where_the_likelihood_is_flat():
     prior = torch.tensor([0.3, 0.7], dtype=torch.float64).log()
     b = torch.tensor(1.0 / temperature(5.0 * scores, own, prior), dtype=torch.float64, requires_grad=True)
     log_q = (b * 5.0 * scores + prior).log_softmax(-1)
-    (-log_q[torch.arange(500), own].sum() - (prior.exp() * log_q).sum(-1).mean()).backward()  # and a row that tells nothing
+    (
+        -log_q[torch.arange(500), own].sum() - (prior.exp() * log_q).sum(-1).mean()
+    ).backward()  # and a row that tells nothing
     assert abs(float(b.grad)) < 1e-7
 
 
