@@ -115,7 +115,8 @@ def digits(seeds: int, epochs: int) -> None:
     known = {"raw pixels": 0.864, "PCA": 0.673, **{name: row[1] for name, row in ROWS.items()}}
     for name, values in found.items():
         spread = f" ± {np.std(values, ddof=1):.3f}" if seeds > 1 else ""
-        print(f"{name:20s} {np.mean(values):.3f}{spread}   (earlier reproduction {known[name]:.2f})")
+        earlier = "" if math.isnan(known[name]) else f"   (earlier {known[name]:.2f})"
+        print(f"{name:20s} {np.mean(values):.3f}{spread}{earlier}")
 
 
 def trained(
