@@ -10,24 +10,8 @@ import torch
 import zarr
 
 from engine import Ball, Linear, Parameter, ParameterError, Registry, Simplex
-from engine.cli import main
 from engine.specification import parse_constraint
 from modalities import Constraint, Gaussian
-
-
-@pytest.fixture
-def evidence(monkeypatch, capsys):
-    """Run the command in this process: (exit status, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evidence", *map(str, arguments)])
-        with pytest.raises(SystemExit) as done:
-            main()
-        out, err = capsys.readouterr()
-        return done.value.code or 0, out, err
-
-    return run
-
 
 SPEC = """
 factory = "modalities:PoissonCounts"

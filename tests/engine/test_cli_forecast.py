@@ -2,13 +2,11 @@
 
 import json
 import math
-import sys
 
 import pytest
 from torch.distributions import Categorical as Index
 
 from engine import Parameter, Registry
-from engine.cli import main
 from modalities import Gaussian
 
 NEW = """
@@ -17,20 +15,6 @@ factory = "modalities:Gaussian"
 parameter_names = ["b"]
 sd = [0.5]
 """
-
-
-@pytest.fixture
-def evidence(monkeypatch, capsys):
-    """Run the command in this process: (exit status, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evidence", *map(str, arguments)])
-        with pytest.raises(SystemExit) as done:
-            main()
-        out, err = capsys.readouterr()
-        return done.value.code or 0, out, err
-
-    return run
 
 
 @pytest.fixture

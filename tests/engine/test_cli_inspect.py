@@ -1,29 +1,13 @@
 """evidence inspect, as it is printed."""
 
 import json
-import sys
 
 import pytest
 import torch
 from torch.distributions import Normal
 
 from engine import Parameter, Registry
-from engine.cli import main
 from modalities import Gaussian
-
-
-@pytest.fixture
-def evidence(monkeypatch, capsys):
-    """Run the command in this process: (exit status, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evidence", *map(str, arguments)])
-        with pytest.raises(SystemExit) as done:
-            main()
-        out, err = capsys.readouterr()
-        return done.value.code or 0, out, err
-
-    return run
 
 
 @pytest.fixture

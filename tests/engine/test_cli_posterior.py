@@ -1,28 +1,11 @@
 """``evidence posterior``: the same numbers as in Python, draws that others can read, and refusals that write nothing."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 
 from engine import Registry
-from engine.cli import main
-
-
-@pytest.fixture
-def evidence(monkeypatch, capsys):
-    """Run the command in this process: (exit status, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evidence", *map(str, arguments)])
-        with pytest.raises(SystemExit) as done:
-            main()
-        out, err = capsys.readouterr()
-        return done.value.code or 0, out, err
-
-    return run
-
 
 QUICK = ("posterior", "--only", "chronometers", "-f", "rd=147", "-f", "M=23.8", "-m", "importance", "-n", 200)
 

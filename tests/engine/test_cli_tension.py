@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 
 import pytest
 import scipy.stats
@@ -10,22 +9,7 @@ import torch
 from torch.distributions import Categorical as Index
 
 from engine import Parameter, Registry
-from engine.cli import main
 from modalities import Categorical, Gaussian
-
-
-@pytest.fixture
-def evidence(monkeypatch, capsys):
-    """Run the command in this process: (exit status, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evidence", *map(str, arguments)])
-        with pytest.raises(SystemExit) as done:
-            main()
-        out, err = capsys.readouterr()
-        return done.value.code or 0, out, err
-
-    return run
 
 
 @pytest.fixture
