@@ -169,6 +169,12 @@ class ParameterSpace:
             fine = fine & cone.contains(theta, slack)
         return fine
 
+    def has_mass(self, theta: Tensor) -> Tensor:
+        """Which of theta (K, P) are finite and where the prior is not 0, (K,), boolean: plugins need be asked of no others."""
+        fine = torch.isfinite(theta).all(-1)
+        fine[fine.clone()] = torch.isfinite(self.log_prior(theta[fine]))
+        return fine
+
     def spread(self, u: np.ndarray) -> Tensor:
         """Points inside the feasible set for points of the unit cube: the priors' quantiles, moved inside.
 

@@ -72,9 +72,9 @@ class Densities:
     def value(self, theta: Tensor, items: Tensor) -> Tensor:
         """log π + S (K,) of data sets ``items`` (K,) at theta (K, P); −∞ where the prior has no mass."""
         out = torch.full((len(theta),), -math.inf, dtype=torch.float64)
-        for rows in self._possible(theta).nonzero()[:, 0].split(self.rows):
+        for rows in self.space.has_mass(theta).nonzero()[:, 0].split(self.rows):
             out[rows] = self.ensemble.value(theta[rows], items[rows])
-        return out.nan_to_num(nan=-math.inf)
+        return out.nan_to_num(-math.inf, math.inf, -math.inf)
 
     def derivatives(self, z: Tensor, items: Tensor) -> Derivatives:
         """The log density of z (K, D) of data sets ``items`` (K,), with its gradient and −∇²; −∞ where θ is not possible."""
@@ -82,19 +82,13 @@ class Densities:
         value, resolution = torch.full((K,), -math.inf, dtype=torch.float64), torch.zeros(K, dtype=torch.float64)
         score, information = torch.zeros_like(z), torch.zeros(K, D, D, dtype=torch.float64)
         theta = self.map.to_natural(z).detach()
-        for rows in self._possible(theta).nonzero()[:, 0].split(max(1, self.rows // 8)):
+        for rows in self.space.has_mass(theta).nonzero()[:, 0].split(max(1, self.rows // 8)):
             at = self.ensemble.derivatives(theta[rows], items[rows])
             found = pulled_back(z[rows], self.map.to_natural, self.map.log_abs_det_jacobian, at)
             value[rows], score[rows] = found.value, found.score
             information[rows], resolution[rows] = found.information, found.resolution
         score, information = score.nan_to_num(0.0, 0.0, 0.0), information.nan_to_num(0.0, 0.0, 0.0)
-        return Derivatives(value.nan_to_num(nan=-math.inf), score, information, resolution)
-
-    def _possible(self, theta: Tensor) -> Tensor:
-        """Which θ (K, P) are finite and have mass in the prior: plugins are asked of no others."""
-        fine = torch.isfinite(theta).all(-1)
-        fine[fine.clone()] = torch.isfinite(self.space.log_prior(theta[fine]))
-        return fine
+        return Derivatives(value.nan_to_num(-math.inf, math.inf, -math.inf), score, information, resolution)
 
     def one(self, b: int) -> _One:
         """The density of one data set."""
@@ -114,7 +108,9 @@ class _One:
         self.evaluations += len(z)
         theta = self.many.map.to_natural(z)
         items = torch.full((len(z),), self.b)
-        return (self.many.value(theta, items) + self.many.map.log_abs_det_jacobian(z)).nan_to_num(nan=-math.inf)
+        return (self.many.value(theta, items) + self.many.map.log_abs_det_jacobian(z)).nan_to_num(
+            -math.inf, math.inf, -math.inf
+        )
 
 
 def posteriors(

@@ -98,10 +98,7 @@ class Target:
 
     def _possible(self, theta: Tensor) -> Tensor:
         """Which θ (K, P) are finite, and inside where coordinates can be outside: plugins are asked of no others."""
-        fine = torch.isfinite(theta).all(-1)
-        if self._walled:
-            fine[fine.clone()] = torch.isfinite(self.space.log_prior(theta[fine]))
-        return fine
+        return self.space.has_mass(theta) if self._walled else torch.isfinite(theta).all(-1)
 
     def _equalities(self, free: list[str]) -> tuple[list[Simplex], Tensor, Tensor]:
         """The simplices that stay whole, and the rows C θ = d of every other equality, over all of θ."""
@@ -164,9 +161,7 @@ class Target:
 
     def log_posterior(self, theta: Tensor) -> Tensor:
         """log π(θ) + S(θ) in nats at theta (K, P) -> (K,); −∞ where the prior has no mass, and no plugin is asked."""
-        fine = torch.isfinite(theta).all(-1)
-        fine[fine.clone()] = torch.isfinite(self.space.log_prior(theta[fine]))
-        return self._evaluated(theta, fine)
+        return self._evaluated(theta, self.space.has_mass(theta))
 
     def _evaluated(self, theta: Tensor, fine: Tensor) -> Tensor:
         out = torch.full((len(theta),), -math.inf, dtype=torch.float64)
@@ -223,7 +218,7 @@ class Target:
             information[rows], resolution[rows] = at.information, at.resolution
         self.evaluations += int(fine.sum())
         score, information = score.nan_to_num(0.0, 0.0, 0.0), information.nan_to_num(0.0, 0.0, 0.0)
-        return Derivatives(value.nan_to_num(nan=-math.inf), score, information, resolution)
+        return Derivatives(value.nan_to_num(-math.inf, math.inf, -math.inf), score, information, resolution)
 
 
 def _pieces(fine: Tensor, size: int) -> tuple[Tensor, ...]:

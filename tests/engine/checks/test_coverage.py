@@ -8,6 +8,9 @@ from torch.distributions import Categorical, Gamma, Normal, Uniform
 
 from engine import Modality, ModalityError, Parameter, ParameterSpace, PosteriorError, Registry
 from engine.checks import check_calibration
+from engine.checks.batch import Densities
+from engine.datasets import DataSets
+from engine.ensemble import Ensemble
 from engine.holm import holm
 from modalities import Gaussian, PoissonCounts
 
@@ -76,6 +79,22 @@ class Twice(Modality):
 
 def test_a_plugin_that_is_counted_twice_is_found():
     assert not check_calibration(LINE, {"a": Twice(NEAR)}, {"a": 3}, repetitions=300, draws=400, seed=2).passed
+
+
+def test_a_climb_beyond_all_numbers_is_impossible_and_no_error():
+    """z = 800 is θ = e^800 = ∞: no plugin is asked there; at z = log 2 the density is that of the closed form."""
+    space = ParameterSpace([Parameter("rate", prior=Gamma(2.0, 1.0))])
+    modality = {"n": PoissonCounts(signal=[1.0], strength="rate")}
+    sets = DataSets({"n": torch.tensor([[[3.0]]])}, modality)
+    found = Densities(Ensemble(space, modality, sets.part(0, 1), prior=True))
+    at = found.derivatives(
+        torch.tensor([[800.0], [math.log(2.0)]], dtype=torch.float64), torch.zeros(2, dtype=torch.long)
+    )
+    assert float(at.value[0]) == -math.inf
+    assert (float(at.score[0, 0]), float(at.information[0, 0, 0])) == (0.0, 0.0)
+    # log π + log Poisson(3; θ) + z = 5 z − 2 e^z + constant: Γ(5) in θ
+    assert float(at.value[1]) == pytest.approx(5.0 * math.log(2.0) - 4.0 - math.log(6.0), abs=1e-9)
+    assert (float(at.score[1, 0]), float(at.information[1, 0, 0])) == (pytest.approx(1.0), pytest.approx(4.0))
 
 
 def test_bounds_and_skewed_priors_do_not_matter():
