@@ -8,13 +8,18 @@ them does, so that of two that contain each other the larger counts alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from engine.errors import ObservationError
+from engine.errors import ObservationError, RegistryError
+
+if TYPE_CHECKING:
+    from engine.entries import PluginEntry
+    from engine.modality import Modality
 
 __all__: list[str] = []  # what sums do with interactions
 
@@ -34,6 +39,57 @@ def partners(parts: Mapping[str, Sequence[str]], names: Iterable[str]) -> dict[s
     here = set(names)
     found = {n: tuple(p) for n, p in parts.items() if p and set(p) <= here}
     return {n: p for n, p in found.items() if not any(set(p) < set(q) for q in found.values())}
+
+
+def refuse_bad_parts(
+    name: str,
+    modality: Modality,
+    observations: Any,
+    entries: Mapping[str, PluginEntry],
+    shape_of: Callable[[str], Sequence[int]],
+) -> None:
+    """Refuse to register an interaction of plugins that are not there, have other data, or are covered by another one already.
+
+    Arguments:
+        name, modality, observations: What is to be appended.
+        entries: The plugins in force.
+        shape_of: A plugin in force -> its event shape.
+
+    Raises:
+        RegistryError: naming the interaction and its parts.
+    """
+    parts = tuple(modality.parts)
+    if not parts:
+        if tied := [n for n, e in entries.items() if n != name and name in e.parts and name in entries]:
+            size = shape_of(name)
+            if tuple(modality.event_shape) != size:
+                raise RegistryError(
+                    f"'{tied[0]}' reads the observations of '{name}', which must keep their shape {size}, got "
+                    f"{tuple(modality.event_shape)}; append it under another name"
+                )
+        return
+    if observations is not None:
+        raise RegistryError(f"'{name}' reads the observations of {', '.join(parts)}: it has none of its own")
+    inner = [p for p in parts if p not in entries or entries[p].parts]
+    if inner or name in parts or len(set(parts)) < 2 or len(set(parts)) < len(parts):
+        raise RegistryError(
+            f"an interaction joins different plugins that are registered and have data of their own, got {parts}; there are "
+            f"{', '.join(n for n, e in entries.items() if not e.parts) or 'none'}"
+        )
+    numbers = sum(math.prod(shape_of(p)) for p in parts)
+    if tuple(modality.event_shape) != (numbers,):
+        raise RegistryError(
+            f"one observation of {' and '.join(parts)} has {numbers} numbers in all, got the event shape "
+            f"{tuple(modality.event_shape)} of '{name}'; give event_shapes in the order of the parts"
+        )
+    for other, entry in entries.items():
+        both = set(entry.parts) & set(parts)
+        nested = set(entry.parts) < set(parts) or set(parts) < set(entry.parts)
+        if other != name and len(both) > 1 and not nested:
+            raise RegistryError(
+                f"'{other}' carries what {' and '.join(sorted(both))} share already, which would count twice; supersede it, or "
+                f"append one interaction over {', '.join(sorted({*entry.parts, *parts}))}"
+            )
 
 
 class JoinedSource:

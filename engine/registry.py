@@ -7,7 +7,6 @@ A workspace is a folder with ``registry.toml`` (see :mod:`engine.ledger`) and ``
 from __future__ import annotations
 
 import copy
-import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -30,7 +29,7 @@ from engine.estimate import estimate
 from engine.evidence import Evidence
 from engine.hypotheses import Comparison, compare, probabilities
 from engine.information.dependence import Dependence, Pairs, with_dependence
-from engine.joining import join_data_sets, partners
+from engine.joining import join_data_sets, partners, refuse_bad_parts
 from engine.layer import EstimationLayer
 from engine.learning.simulator import Simulate
 from engine.ledger import ConstraintEntry, Ledger, PluginEntry, Verification
@@ -196,7 +195,9 @@ class Registry:
         if not isinstance(modality, Modality):
             raise RegistryError(f"a plugin is an engine.Modality, got {type(modality).__name__}; subclass Modality")
         modality = copy.deepcopy(modality).eval()
-        self._check_parts(name, modality, observations)
+        refuse_bad_parts(
+            name, modality, observations, self.plugins, lambda p: describe(self._folder(self._entry(p))).event_shape
+        )
         admission = admit(name, modality, certificate, self.parameters, force)
         stored = None
         if observations is not None:
@@ -243,41 +244,6 @@ class Registry:
         self._ledger = self._ledger.append(constraints=constraints)
         new, asked = self._ledger.entries[before:], {c.meaning() for c in constraints}
         return tuple(e for e in new if isinstance(e, ConstraintEntry) and e.constraint.meaning() in asked)
-
-    def _check_parts(self, name: str, modality: Modality, observations: Any) -> None:
-        """Refuse an interaction of plugins that are not there, have other data, or are covered by another one already."""
-        parts = tuple(modality.parts)
-        if not parts:
-            if tied := [n for n, e in self.plugins.items() if n != name and name in e.parts and name in self.plugins]:
-                size = describe(self._folder(self._entry(name))).event_shape
-                if tuple(modality.event_shape) != size:
-                    raise RegistryError(
-                        f"'{tied[0]}' reads the observations of '{name}', which must keep their shape {size}, got "
-                        f"{tuple(modality.event_shape)}; append it under another name"
-                    )
-            return
-        if observations is not None:
-            raise RegistryError(f"'{name}' reads the observations of {', '.join(parts)}: it has none of its own")
-        inner = [p for p in parts if p not in self.plugins or self.plugins[p].parts]
-        if inner or name in parts or len(set(parts)) < 2 or len(set(parts)) < len(parts):
-            raise RegistryError(
-                f"an interaction joins different plugins that are registered and have data of their own, got {parts}; there are "
-                f"{', '.join(n for n, e in self.plugins.items() if not e.parts) or 'none'}"
-            )
-        entries = sum(math.prod(describe(self._folder(self._entry(p))).event_shape) for p in parts)
-        if tuple(modality.event_shape) != (entries,):
-            raise RegistryError(
-                f"one observation of {' and '.join(parts)} has {entries} numbers in all, got the event shape "
-                f"{tuple(modality.event_shape)} of '{name}'; give event_shapes in the order of the parts"
-            )
-        for other, entry in self.plugins.items():
-            both = set(entry.parts) & set(parts)
-            nested = set(entry.parts) < set(parts) or set(parts) < set(entry.parts)
-            if other != name and len(both) > 1 and not nested:
-                raise RegistryError(
-                    f"'{other}' carries what {' and '.join(sorted(both))} share already, which would count twice; supersede it, or "
-                    f"append one interaction over {', '.join(sorted({*entry.parts, *parts}))}"
-                )
 
     def _try(
         self,
@@ -338,6 +304,20 @@ class Registry:
         if entry.content not in self._live:
             self._live[entry.content] = read_plugin(self._folder(entry), trust=self._trust, check=False)
         return self._live[entry.content]
+
+    def chosen(self, only: Names | None = None, without: Names | None = None) -> list[str]:
+        """The plugins in force that a question is about, by name.
+
+        Arguments:
+            only, without: Names of plugins to keep or to leave out; all that are in force by default.
+
+        Raises:
+            UnknownPluginError: for a name that is not there.
+        """
+        keep, drop = list(self.plugins) if only is None else _names(only), _names(without or ())
+        for name in (*keep, *drop):
+            self._entry(name)
+        return [name for name in keep if name not in drop]
 
     def _entry(self, name: str) -> PluginEntry:
         if name not in self.plugins:
@@ -630,16 +610,13 @@ class Registry:
         Raises:
             UnknownPluginError, UntrustedError: for plugins that are not there, or cannot be loaded.
         """
-        keep = list(self.plugins) if only is None else _names(only)
-        drop = [] if without is None else _names(without)
-        for name in (*keep, *drop):
-            self._entry(name)
-        tied = partners({n: e.parts for n, e in self.plugins.items()}, [n for n in keep if n not in drop])
-        if tied := [n for n in tied if n not in drop]:
+        keep, drop = self.chosen(only, without), _names(without or ())
+        tied = partners({n: e.parts for n, e in self.plugins.items() if n not in drop}, keep)
+        if tied := list(tied):
             raise RegistryError(
                 f"a layer takes no interactions, such as '{tied[0]}'; leave it out with without='{tied[0]}'"
             )
-        modalities = {n: copy.deepcopy(self.modality(n)) for n in keep if n not in drop and not self.plugins[n].parts}
+        modalities = {n: copy.deepcopy(self.modality(n)) for n in keep if not self.plugins[n].parts}
         return EstimationLayer(
             self.parameters, modalities, prior=prior, screen=screen, polish=polish, seed=seed, failed=failed
         )
@@ -781,11 +758,7 @@ class Registry:
         Raises:
             PosteriorError: for an improper prior, or a plugin that cannot simulate. Others as :meth:`estimate`.
         """
-        keep = list(self.plugins) if only is None else _names(only)
-        drop = [] if without is None else _names(without)
-        for name in (*keep, *drop):
-            self._entry(name)
-        names = [n for n in keep if n not in drop and not self.plugins[n].parts]
+        names = [n for n in self.chosen(only, without) if not self.plugins[n].parts]
         if isinstance(observations, Mapping):
             for name in observations:
                 self._entry(name)
