@@ -33,7 +33,7 @@ __all__: list[str] = []  # the machinery of engine.information.mutual
 _HIDDEN, _EMBEDDING = 32, 8
 _STEPS, _LEAST_BATCH, _MOST_BATCH = 24, 64, 256  # an epoch
 _RATE, _DECAY = 2e-3, 1e-2
-_COLUMNS = 64  # other pairs for each x, that a training value is read off
+OTHERS = 64  # other pairs for each x, against which a training value is read off
 _SHORTEST = 20  # steps of a schedule with a rise and a fall
 _RIDGE = 1e-6  # of covariances, of unit variances
 _HELD = 10  # one in so many
@@ -100,7 +100,7 @@ def train(x: Tensor, y: Tensor, estimator: Estimator, epochs: int, normal: bool,
     smooth = _smoothed(torch.stack(track, -1).double().numpy())
     peak = smooth.argmax(-1)
     values = torch.empty(G, dtype=torch.float64)
-    shifts = (1 + torch.randperm(n - 1, generator=generator)[:_COLUMNS]).tolist()
+    shifts = (1 + torch.randperm(n - 1, generator=generator)[:OTHERS]).tolist()
     with torch.no_grad():
         for epoch in np.unique(peak):
             nets.weights = kept[epoch]
@@ -193,8 +193,3 @@ class _NormalRatio:
             - (linear * self.mean_y).sum(-1, keepdim=True)
         )
         return linear, own_x, -0.5 * ((v @ self.yy) * v).sum(-1, keepdim=True)
-
-
-def others_of() -> int:
-    """How many other pairs the value of each pair is read off against."""
-    return _COLUMNS

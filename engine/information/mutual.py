@@ -23,7 +23,7 @@ import torch
 from scipy.stats import norm, rankdata
 from torch import Tensor
 
-from engine.information.critic import others_of, train
+from engine.information.critic import OTHERS, train
 from engine.information.decomposition import UNITS
 from engine.information.estimators import ESTIMATORS
 from engine.information.ksg import ksg
@@ -124,7 +124,7 @@ def mutual_information(
     else:
         estimator = ESTIMATORS[method]
         if estimator.bounded:
-            limit = min(limit, math.log(others_of() + 1))
+            limit = min(limit, math.log(OTHERS + 1))
         if ranks and method != "club":
             a, b = (np.hstack([v, _log_size(w)]) for v, w in zip((a, b), raw, strict=True))
         normal = n / _GAMMAS[-1] >= _NORMAL * (a.shape[1] + b.shape[1])

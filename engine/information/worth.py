@@ -251,7 +251,7 @@ def worth_of(
     if len(parts) > 1:
         for name in parts:
             rest = found.sum_of([n for n in parts if n != name], carried)
-            added[name] = _added(name, (own, at), rest, found.log_weights, counts[name])
+            added[name] = _added(name, (own, at), total, rest, found.log_weights, counts[name])
     return Worths(alone, total, added, found.paired, simulations)
 
 
@@ -264,12 +264,12 @@ def _rungs(
     own: Tensor, at: Tensor, log_weights: Tensor, less: tuple[Tensor, Tensor] | None = None
 ) -> dict[int, list[float]]:
     """γ -> the bound's mean over each of γ chunks of the simulations, with a γ-th of the points; less another's."""
-    discrete = bool((log_weights != log_weights[0]).any()) or len(log_weights) < 64
+    whole = _all_points(log_weights)
     out: dict[int, list[float]] = {}
     for gamma in _GAMMAS:
         values = []
         for k in range(gamma):
-            columns = slice(None) if discrete else slice(k, None, gamma)
+            columns = slice(None) if whole else slice(k, None, gamma)
             weights = torch.log_softmax(log_weights[columns], 0)
             told = _bound(own[k::gamma], at[k::gamma, columns], weights)
             if less is not None:
@@ -308,10 +308,15 @@ def _all_points(log_weights: Tensor) -> bool:
 
 
 def _added(
-    name: str, all_of: tuple[Tensor, Tensor], rest: tuple[Tensor, Tensor], log_weights: Tensor, observations: int
+    name: str,
+    all_of: tuple[Tensor, Tensor],
+    whole: Worth,
+    rest: tuple[Tensor, Tensor],
+    log_weights: Tensor,
+    observations: int,
 ) -> Worth:
-    """What the sum tells more than the sum without a plugin, on the same simulations."""
-    whole, others = (_worth(name, *part, log_weights, observations) for part in (all_of, rest))
+    """What the sum, which is worth ``whole``, tells more than the sum without a plugin, on the same simulations."""
+    others = _worth(name, *rest, log_weights, observations)
     if not math.isfinite(whole.information - others.information):
         bad = whole if not math.isfinite(whole.information) else others
         return Worth(name, math.nan, math.nan, math.nan, observations, False, bad.reason)
