@@ -4,6 +4,14 @@ A modality with :attr:`engine.modality.Modality.parts` scores observation i of s
 which carries what their sum misses where they depend on each other given θ. It has no data of its own. It takes part where all of
 its parts do, and reads their observations joined entry by entry. One over more plugins carries what one over fewer of
 them does, so that of two that contain each other the larger counts alone.
+
+Interactions that share one plugin each are exact where their parts form a tree, and what is apart in it is independent given what lies
+between: :math:`p(x_1, x_2, x_3) = p(x_1, x_2)\, p(x_2, x_3) / p(x_2)`. A ring of them, such as all three pairs of three plugins
+(Kirkwood's superposition), counts what all share more than once and is no density.
+
+References:
+    | Kirkwood, J. Chem. Phys. 3 (1935) 300, superposition
+    | Lauritzen, Graphical Models (1996), section 3.1, decomposable models
 """
 
 from __future__ import annotations
@@ -31,6 +39,9 @@ def partners(parts: Mapping[str, Sequence[str]], names: Iterable[str]) -> dict[s
         parts: Interaction -> its parts.
         names: The plugins of the query.
 
+    Raises:
+        RegistryError: for interactions in a ring.
+
     Example:
         >>> pairs = {"ab": ("a", "b"), "bc": ("b", "c")}
         >>> partners(pairs, ["a", "b"]), partners({**pairs, "abc": ("a", "b", "c")}, "abc")
@@ -38,7 +49,32 @@ def partners(parts: Mapping[str, Sequence[str]], names: Iterable[str]) -> dict[s
     """
     here = set(names)
     found = {n: tuple(p) for n, p in parts.items() if p and set(p) <= here}
-    return {n: p for n, p in found.items() if not any(set(p) < set(q) for q in found.values())}
+    found = {n: p for n, p in found.items() if not any(set(p) < set(q) for q in found.values())}
+    if ring := _ring(found):
+        over = sorted({p for n in ring for p in found[n]})
+        raise RegistryError(
+            f"interactions of one query must form no ring, got {_listed(ring)} over {_listed(over)}: what all share would count more "
+            f"than once; append one interaction over {', '.join(over)}, or leave one out with without='{ring[-1]}'"
+        )
+    return found
+
+
+def _ring(found: Mapping[str, Sequence[str]]) -> list[str]:
+    """The interactions of the first component that is no tree, where an edge joins each to each of its parts; sorted, or none."""
+    component = {part: {part} for parts in found.values() for part in parts}
+    for name in sorted(found):
+        meeting = [component[part] for part in found[name]]
+        whole = set().union(*meeting)
+        if len({id(c) for c in meeting}) < len(meeting):
+            return [n for n in sorted(found) if n <= name and set(found[n]) <= whole]
+        for part in whole:
+            component[part] = whole
+    return []
+
+
+def _listed(names: Sequence[str]) -> str:
+    quoted = [f"'{n}'" for n in names]
+    return " and ".join([", ".join(quoted[:-1]), quoted[-1]])
 
 
 def refuse_bad_parts(
@@ -90,6 +126,8 @@ def refuse_bad_parts(
                 f"'{other}' carries what {' and '.join(sorted(both))} share already, which would count twice; supersede it, or "
                 f"append one interaction over {', '.join(sorted({*entry.parts, *parts}))}"
             )
+    tied = {n: e.parts for n, e in entries.items() if e.parts and n != name}
+    partners({**tied, name: parts}, entries)  # refuses a ring
 
 
 class JoinedSource:

@@ -12,11 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from engine.cli.console import AsJson, Trust, Workspace, number, numbers, open_registry, print_json, show
+from engine.cli.console import AsJson, Trust, Workspace, open_registry, print_json, show
 
 if TYPE_CHECKING:
-    from engine.information import Dependence, Interactions, Worth, Worths
-    from engine.registry import Registry
+    from engine.information import Inspection, Worth
 
 __all__: list[str] = []
 
@@ -44,58 +43,37 @@ def inspect(
     Plugins are simulated over the prior, so that they need simulators, and parameters proper priors. Exit status 1 means that some
     number is not reliable, or that plugins depend on each other; reasons are given.
     """
-    from engine.information import interactions, worth
+    from engine.information import inspect as inspected
 
     registry = open_registry(workspace, trust)
-    settings: dict[str, Any] = {"only": only, "without": without or (), "observations": observations, "seed": seed}
-    settings |= {"simulations": simulations, "progress": False if as_json else None}
     with Console(stderr=True).status("simulating …"):  # silent where stderr is not a terminal
-        told = worth(registry, **settings)
-        pairs = interactions(registry, independent=independent, **settings) if len(told.alone) > 1 else None
-        found = _dependence(registry, list(told.alone), seed) if dependence else None
-    certificates = {name: _certificate(registry, name) for name in told.alone}
-    if as_json:
-        parts = told.to_dict()
-        print_json(
-            {
-                "worth": parts,
-                "interactions": [] if pairs is None else pairs.to_dict()["pairs"],
-                "dependence": None if found is None else found.to_dict(),
-                "certificates": {n: None if c is None else numbers(c) for n, c in certificates.items()},
-            }
+        found = inspected(
+            registry,
+            only=only,
+            without=without or (),
+            observations=observations,
+            independent=independent,
+            dependence=dependence,
+            simulations=simulations,
+            seed=seed,
+            progress=False if as_json else None,
         )
+    if as_json:
+        print_json(found.to_dict())
     else:
-        show(*_shown(told, pairs, found, certificates))
-    raise typer.Exit(0 if told.reliable and not (found is not None and found.dependent) else 1)
+        show(*_shown(found))
+    raise typer.Exit(0 if found.trusted else 1)
 
 
-def _dependence(registry: Registry, names: list[str], seed: int) -> Dependence:
-    from engine.information import dependence as dependence_of
-
-    evidence = registry.evidence(only=[n for n in registry.observed if n in names])
-    return dependence_of(registry.estimate(only=evidence.names, seed=seed, refine=False), seed=seed)
-
-
-def _certificate(registry: Registry, name: str) -> dict[str, Any] | None:
-    """Observations that a learned plugin carries, median over the prior; None for a plugin that was not learned."""
-    if not registry.modality(name).learned:
-        return None
-    certificate = registry.certificate(name)
-    if certificate is None:
-        return {"verdict": "uncertified", "carries": None}
-    return {"verdict": "certified", "carries": number(float(certificate.n_max(kappa=0.3)))}
-
-
-def _shown(
-    told: Worths, pairs: Interactions | None, found: Dependence | None, certificates: dict[str, dict[str, Any] | None]
-) -> list[Any]:
+def _shown(found: Inspection) -> list[Any]:
+    told, pairs = found.worths, found.pairs
     table = Table(box=box.SIMPLE_HEAD, title="worth about θ", title_justify="left")
     table.add_column("plugin")
     for column in ("nats", "bits", "adds to the others, nats", "carries"):
         table.add_column(column, justify="right")
     for name, one in told.alone.items():
         added = _number(told.added[name]) if name in told.added else "—"
-        certificate = certificates[name]
+        certificate = found.certificates[name]
         carries = "" if certificate is None else certificate["verdict"]
         if certificate is not None and certificate["carries"] is not None:
             carries = f"{certificate['carries']:.3g}"
@@ -115,8 +93,8 @@ def _shown(
             values = (d.redundancy, d.unique1, d.unique2, d.synergy, d.conditional_information)
             both.add_row(escape(f"{a}, {b}"), *("unknown" if v is None else f"{round(v, 3) + 0.0:.3f}" for v in values))
         out.append(both)
-    if found is not None:
-        out.append(Text(str(found), "red" if found.dependent else ""))
+    if found.dependence is not None:
+        out.append(Text(str(found.dependence), "red" if found.dependence.dependent else ""))
     return out
 
 

@@ -36,13 +36,20 @@ def report(
     ] = "auto",
     draws: Annotated[int, typer.Option("--draws", "-n", help="How many draws of equal weight.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", help="What everything random follows from.")] = 0,
+    inspect: Annotated[
+        bool,
+        typer.Option(
+            "--inspect",
+            help="Tell what each plugin is worth, what they tell two by two, and whether any depend on each other.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the very numbers of the page for machines.")] = False,
     trust: Trust = False,
 ) -> None:
     """Write one HTML page: the result, figures, tension, shares, trust, the registry, and how to repeat it.
 
     It needs no network, runs no scripts, and can be kept beside a paper. Exit status 0 means that both the estimate and the
-    posterior can be trusted.
+    posterior can be trusted, and that --inspect found no plugins that depend on each other.
     """
     from engine.posterior.choose import check_request
     from engine.report.contents import report as write_report
@@ -64,6 +71,7 @@ def report(
         draws=draws,
         seed=seed,
         title=title,
+        inspect=inspect,
         source=None if data is None else str(data),
     )
     found.save(output)
@@ -71,7 +79,8 @@ def report(
         print_json(found.contents)
     else:
         fit, post = found.contents["estimate"]["status"], found.contents["posterior"]["status"]
-        print(printable(f"{output}: estimate {fit}, posterior {post}"))
+        tied = ", plugins depend on each other" if found.dependent else ""
+        print(printable(f"{output}: estimate {fit}, posterior {post}{tied}"))
         for what, why in found.contents["missing"].items():
             print(printable(f"no {what}: {why}"))
     raise typer.Exit(0 if found.converged else 1)

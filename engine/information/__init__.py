@@ -6,6 +6,7 @@
 - :func:`decompose`, :func:`decompose_samples`: redundancy, unique information and synergy of two parts, from a table or from samples;
 - :func:`worth`: what plugins tell about θ, in nats and bits, alone, together and beside others;
 - :func:`interactions`: redundancy, unique information and synergy of the plugins of a registry, two by two;
+- :func:`inspect`: worth, interactions, dependence and certificates of a registry together;
 - :func:`mutual_information`: of samples, by classical estimators, with an error bar and a verdict.
 """
 
@@ -14,6 +15,7 @@ from engine.information.dependence import Dependence, PairTest, dependence
 from engine.information.design import Design, design
 from engine.information.discrete import decompose
 from engine.information.forecast import Forecast, Outlook, forecast
+from engine.information.inspection import Inspection, inspect
 from engine.information.interactions import Interactions, interactions, interactions_of
 from engine.information.mutual import Information, mutual_information
 from engine.information.transport import decompose_samples
@@ -25,6 +27,7 @@ __all__ = [
     "Design",
     "Forecast",
     "Information",
+    "Inspection",
     "Interactions",
     "Outlook",
     "PairTest",
@@ -35,6 +38,7 @@ __all__ = [
     "dependence",
     "design",
     "forecast",
+    "inspect",
     "interactions",
     "interactions_of",
     "mutual_information",

@@ -1,4 +1,4 @@
-r"""Critics T(x, y) trained side by side: G small networks, each on a chunk of its own, in one batch of matrix products.
+r"""Critics T(x, y) trained side by side: four small networks for each of G chunks, all in one batch of matrix products.
 
 A critic is separable, :math:`T(x, y) = T_0(x, y) + \langle f(x), g(y) \rangle + a(x) + b(y)`, so that n x and n y give n² scores
 for n evaluations. T_0 is the log ratio that x and y would have if they were jointly normal, from their covariance: networks,
@@ -6,8 +6,11 @@ which begin at zero, learn what is left. CLUB's critic is log q(y | x), normal w
 from a network of x, written the same way: y² and y are features of y.
 
 A tenth of each chunk is held out. After every epoch the estimator is read off there; smoothed (median of 5, then a Gaussian of
-one epoch), its peak says when the network knew most that carries over, and the value on the *training* part at that epoch is
+one epoch), its peak says when the critic knew most that carries over, and the value on the *training* part at that epoch is
 returned: that of the held-out part is noisier by a factor of three.
+
+A chunk's critic is the mean T of its four networks, which have other weights at first: what each makes of the noise is different, and
+less of it is left in the mean. Their width is doubled until the held-out value grows no more (:func:`saturated`).
 
 References:
     | Abdelaleem, Martini, Nemenman, Accurate estimation of mutual information in high dimensional data (2025),
@@ -30,7 +33,9 @@ from engine.learning.simulator import generator_of
 
 __all__: list[str] = []  # the machinery of engine.information.mutual
 
-_HIDDEN, _EMBEDDING = 32, 8
+_WIDTH, _WIDEST = 32, 256  # of hidden layers; an embedding has a quarter
+_SHARE, _LITTLE = 0.01, 0.005  # of the held-out value, and nats, below which a wider critic finds no more
+_NETWORKS = 4  # whose mean is a critic
 _STEPS, _LEAST_BATCH, _MOST_BATCH = 24, 64, 256  # an epoch
 _RATE, _DECAY = 2e-3, 1e-2
 OTHERS = 64  # other pairs for each x, against which a training value is read off
@@ -56,7 +61,32 @@ class Trained:
     last: bool
 
 
-def train(x: Tensor, y: Tensor, estimator: Estimator, epochs: int, normal: bool, seed: int, *path: int) -> Trained:
+def saturated(x: Tensor, y: Tensor, estimator: Estimator, epochs: int, normal: bool, seed: int) -> tuple[int, Trained]:
+    """The width from which a critic that is twice as wide finds no more on held-out samples, and that critic, trained.
+
+    Arguments:
+        x, y, estimator, epochs, normal, seed: As for :func:`train`, of one chunk, γ = 1.
+    """
+    width, found = _WIDTH, train(x, y, estimator, epochs, normal, seed, 1)
+    while width < _WIDEST:
+        wider = train(x, y, estimator, epochs, normal, seed, 1, width=2 * width)
+        before, after = float(found.held_out), float(wider.held_out)
+        if not after > before + max(_LITTLE, _SHARE * abs(before)):
+            break
+        width, found = 2 * width, wider
+    return width, found
+
+
+def train(
+    x: Tensor,
+    y: Tensor,
+    estimator: Estimator,
+    epochs: int,
+    normal: bool,
+    seed: int,
+    *path: int,
+    width: int = _WIDTH,
+) -> Trained:
     """Critics of x (G, n, d_x) and y (G, n, d_y).
 
     Arguments:
@@ -65,14 +95,15 @@ def train(x: Tensor, y: Tensor, estimator: Estimator, epochs: int, normal: bool,
         epochs: How many.
         normal: Whether critics begin at the log ratio of a normal law.
         seed, path: Of weights and orders.
+        width: Of hidden layers.
     """
     G, n = x.shape[:2]
     generator = generator_of(seed, *path)
     held = max(2, n // _HELD)
-    x, y = x.float(), y.float()
+    x, y = (v.float().repeat(_NETWORKS, 1, 1) for v in (x, y))
     x_held, y_held, x, y = x[:, :held], y[:, :held], x[:, held:], y[:, held:]
     n -= held
-    nets = _Nets(x, y, estimator.name == "club", normal, generator)
+    nets = _Nets(x, y, estimator.name == "club", normal, width, generator)
     optimiser = torch.optim.AdamW(nets.weights, lr=_RATE, weight_decay=_DECAY, foreach=True)
     batch = min(n, max(_LEAST_BATCH, min(n // _STEPS, _MOST_BATCH)))
     steps = n // batch
@@ -83,7 +114,8 @@ def train(x: Tensor, y: Tensor, estimator: Estimator, epochs: int, normal: bool,
 
     def look() -> None:
         with torch.no_grad():
-            track.append(estimator.value(nets.scores(x_held, y_held), None))
+            f, g = nets.mean_features(x_held, y_held)
+            track.append(estimator.value(f @ g.mT, None))
             kept.append([w.detach().clone() for w in nets.weights])
 
     look()  # the normal law alone is a candidate
@@ -112,7 +144,7 @@ def train(x: Tensor, y: Tensor, estimator: Estimator, epochs: int, normal: bool,
 
 def _train_value(nets: _Nets, x: Tensor, y: Tensor, shifts: list[int], estimator: Estimator) -> Tensor:
     """The estimator over every pair of the training part; x_i meets y_{i − s} for each shift s, so that every y comes as often."""
-    f, g = nets.features(x, y)
+    f, g = nets.mean_features(x, y)
     others = torch.stack([(f * g.roll(s, 1)).sum(-1) for s in shifts], -1)
     return estimator.value(others, (f * g).sum(-1))
 
@@ -124,15 +156,17 @@ def _smoothed(track: np.ndarray) -> np.ndarray:
 
 
 class _Nets:
-    """G networks f and g of two hidden layers, and the normal law's part."""
+    """Networks f and g of two hidden layers for each row of x, and the normal law's part."""
 
-    def __init__(self, x: Tensor, y: Tensor, likelihood: bool, normal: bool, generator: torch.Generator) -> None:
+    def __init__(
+        self, x: Tensor, y: Tensor, likelihood: bool, normal: bool, width: int, generator: torch.Generator
+    ) -> None:
         self.likelihood, self.dy = likelihood, y.shape[-1]
         self.normal = _NormalRatio(x, y) if normal and not likelihood else None
         self.weights: list[Tensor] = []
-        wide = (x.shape[-1], 2 * self.dy if likelihood else _EMBEDDING + 1), (self.dy, _EMBEDDING + 1)
-        for d, out in wide:
-            for a, b in ((d, _HIDDEN), (_HIDDEN, _HIDDEN), (_HIDDEN, out)):
+        told = width // 4 + 1
+        for d, out in ((x.shape[-1], 2 * self.dy if likelihood else told), (self.dy, told)):
+            for a, b in ((d, width), (width, width), (width, out)):
                 w = torch.randn(len(x), a, b, generator=generator) / math.sqrt(a)
                 self.weights += [w.requires_grad_(), torch.zeros(len(x), 1, b).requires_grad_()]
         if not likelihood:
@@ -162,8 +196,13 @@ class _Nets:
             left, right, a, b = [*left, linear], [*right, y], a + own_x, b + own_y
         return torch.cat([*left, a, torch.ones_like(a)], -1), torch.cat([*right, torch.ones_like(b), b], -1)
 
+    def mean_features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of each chunk's mean T, with the features of its networks side by side."""
+        f, g = (v.unflatten(0, (_NETWORKS, -1)).permute(1, 2, 0, 3).flatten(2) for v in self.features(x, y))
+        return f / _NETWORKS, g
+
     def scores(self, x: Tensor, y: Tensor) -> Tensor:
-        """T (G, n, m)."""
+        """T (4 G, n, m) of every network."""
         f, g = self.features(x, y)
         return f @ g.mT
 

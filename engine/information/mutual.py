@@ -23,7 +23,7 @@ import torch
 from scipy.stats import norm, rankdata
 from torch import Tensor
 
-from engine.information.critic import OTHERS, train
+from engine.information.critic import OTHERS, saturated, train
 from engine.information.decomposition import UNITS
 from engine.information.estimators import ESTIMATORS
 from engine.information.ksg import ksg
@@ -128,12 +128,15 @@ def mutual_information(
         if ranks and method != "club":
             a, b = (np.hstack([v, _log_size(w)]) for v, w in zip((a, b), raw, strict=True))
         normal = n / _GAMMAS[-1] >= _NORMAL * (a.shape[1] + b.shape[1])
+        whole = (torch.from_numpy(v)[None] for v in (a, b))
+        width, found = saturated(*whole, estimator, epochs, normal, seed)
+        early = found.last
         for gamma in _GAMMAS:
             size = n // gamma
-            first, second = (torch.from_numpy(v[: size * gamma]).reshape(gamma, size, -1) for v in (a, b))
-            found = train(first, second, estimator, epochs, normal, seed, gamma)
+            if gamma > 1:
+                chunks = (torch.from_numpy(v[: size * gamma]).reshape(gamma, size, -1) for v in (a, b))
+                found = train(*chunks, estimator, epochs, normal, seed, gamma, width=width)
             rungs[gamma] = found.values.tolist()
-            early = early or (gamma == 1 and found.last)
     told = extrapolate(rungs, limit)
     faults = [] if told.reliable else [told.reason]
     if not ranks and (heavy := _heavy(raw)):

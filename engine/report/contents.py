@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from engine.errors import EvidenceError
+from engine.information.dependence import dependence as dependence_of
+from engine.information.inspection import Inspection
+from engine.information.inspection import inspect as inspect_of
 from engine.posterior.result import PosteriorStatus
 from engine.report.progress import progress_bar
 from engine.report.tables import rounded
@@ -26,6 +29,7 @@ from engine.tension import tension as tension_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from engine.information.worth import Worth, Worths
     from engine.posterior.result import Posterior
     from engine.registry import Registry
 
@@ -33,6 +37,7 @@ __all__ = ["Picture", "Report", "report"]
 
 _LEVEL = 0.6827
 _CURVES = 4  # parameters that have a figure of curves
+_TEST = "test of dependence"  # what is missing where plugins cannot be paired
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,15 @@ class Report:
 
     @property
     def converged(self) -> bool:
-        """Whether both the estimate and the posterior can be used as they are."""
-        return bool(self.contents["estimate"]["converged"] and self.contents["posterior"].get("converged", False))
+        """Whether both the estimate and the posterior can be used as they are; not where plugins were found to depend."""
+        answers = self.contents["estimate"]["converged"] and self.contents["posterior"].get("converged", False)
+        return bool(answers and not self.dependent)
+
+    @property
+    def dependent(self) -> bool:
+        """Whether an inspection found plugins that depend on each other, so that their sum counts something twice."""
+        found = (self.contents.get("inspection") or {}).get("dependence") or {}
+        return bool(found.get("dependent", False))
 
     def html(self) -> str:
         """One page that needs nothing else: no scripts, no network, no fonts."""
@@ -115,10 +127,11 @@ def report(
     seed: int = 0,
     title: str = "",
     figures: bool = True,
+    inspect: bool | Inspection = False,
     source: str | None = None,
     progress: bool | None = None,
 ) -> Report:
-    """Estimate, posterior, tension, shares and trust of one analysis, for people to look at.
+    """Estimate, posterior, tension, shares and trust of one analysis, for people to look at; what plugins are worth, where asked.
 
     Arguments:
         registry: The workspace.
@@ -126,6 +139,9 @@ def report(
         method, draws: As for :meth:`engine.Registry.posterior`.
         title: Of the page; by default it names the parameters.
         figures: Whether to draw; without matplotlib, the page says what is missing.
+        inspect: True to tell what each plugin of the analysis is worth, what they tell two by two, and whether any two depend on
+            each other: tested where two have as many observations, at least 10, of which observation i of both is then taken
+            for one unit. Or what :func:`engine.information.inspect` found before.
         source: How the data were given on a command line, for the page to say how to repeat it.
         progress: Whether to show how far it is; by default, on a terminal.
 
@@ -135,6 +151,7 @@ def report(
     Raises:
         ObservationError, UnknownPluginError, ParameterError, ModalityError, UntrustedError: as
             :meth:`engine.Registry.estimate`.
+        ReportError: for an ``inspect`` that is neither.
 
     Example:
         >>> import tempfile
@@ -149,8 +166,14 @@ def report(
     """
     chosen: dict[str, Any] = {"only": only, "without": without, "fixed": fixed, "refine": refine}
     settings = {**chosen, "simulations": simulations, "seed": seed, "progress": False}
+    if not isinstance(inspect, bool | Inspection):
+        from engine.report.page import ReportError
+
+        raise ReportError(
+            f"inspect is True, False or an Inspection, got {inspect!r:.100}; engine.information.inspect(registry) makes one"
+        )
     data = registry.observed if data is None else data
-    with progress_bar("writing the report", 6, progress) as tick:
+    with progress_bar("writing the report", 7, progress) as tick:
         post, no_posterior = _tried(lambda: registry.posterior(data, method=method, draws=draws, **settings))
         tick(1)
         held, said = _held(registry, post, fixed or {})
@@ -173,6 +196,10 @@ def report(
         )
         shares, no_shares = (None, fit.reason) if failed else _tried(lambda: shares_of(fit))
         tick(1)
+        inspection, reasons = (inspect, {}) if isinstance(inspect, Inspection) else (None, {})
+        if inspect is True:
+            inspection, reasons = _inspected(registry, fit, data, names, only=only, without=without, seed=seed)
+        tick(1)
         contents: dict[str, Any] = {
             "title": title or f"{_listed(fit.parameters.names)} from {_listed(names)}",
             "made": datetime.now(UTC).replace(microsecond=0).isoformat(),
@@ -182,24 +209,61 @@ def report(
             "posterior": {"status": "none", "converged": False} if post is None else post.to_dict(),
             "tension": None if tension is None else _tension(tension),
             "shares": None if shares is None else _shares(shares),
+            "inspection": None if inspection is None else inspection.to_dict(),
+            "inspected": None if inspection is None else inspection.observations,
             "missing": _present(
-                {"posterior": no_posterior, "intervals": no_intervals, "tension": no_tension, "shares": no_shares}
+                {
+                    "posterior": no_posterior,
+                    "intervals": no_intervals,
+                    "tension": no_tension,
+                    "shares": no_shares,
+                    **reasons,
+                }
             ),
             "plugins": {n: _plugin(registry, n) for n in names},
             "parameters": [_parameter(p) for p in registry.parameters],
             "constraints": [str(c) for c in registry.parameters.constraints],
             "level": _LEVEL,
-            **_repeat(registry, fit, {**settings, "method": method, "draws": draws, "title": title}, fixed, source),
+            **_repeat(
+                registry,
+                fit,
+                {**settings, "method": method, "draws": draws, "title": title, "inspect": inspect},
+                fixed,
+                source,
+                inspection,
+            ),
         }
         pictures: list[Picture] = []
         if figures and not failed:
-            drawn, why = _tried(lambda: _pictures(fit, post, alone, tension, shares, contents), ImportError)
+            drawn, why = _tried(lambda: _pictures(fit, post, alone, tension, shares, inspection, contents), ImportError)
             pictures = drawn or []
             if why:
                 contents["missing"]["figures"] = why
         contents["figures"] = [{"name": p.name, "caption": p.caption, "alt": p.alt} for p in pictures]
         tick(2)
     return Report(contents, tuple(pictures))
+
+
+def _inspected(
+    registry: Registry,
+    fit: Estimate,
+    data: Any,
+    names: Sequence[str],
+    *,
+    only: str | Sequence[str] | None,
+    without: str | Sequence[str] | None,
+    seed: int,
+) -> tuple[Inspection | None, dict[str, str]]:
+    """What the plugins of an analysis are worth, and whether they depend on each other at θ̂; or why nobody knows."""
+    found, why = _tried(lambda: inspect_of(registry, only=names, seed=seed, progress=False), ValueError)
+    if found is None or len(names) < 2:
+        return found, {"inspection": why}
+    if str(fit.status) == "failed":
+        return found, {_TEST: fit.reason}
+    between, why = _tried(
+        lambda: dependence_of(registry.evidence(data, only=only, without=without), fit.theta, seed=seed)
+    )
+    return replace(found, dependence=between), {_TEST: why}
 
 
 def _held(registry: Registry, post: Posterior | None, fixed: Mapping[str, float]) -> tuple[dict[str, float], str]:
@@ -292,7 +356,12 @@ def _listed(names: Iterable[str], most: int = 4) -> str:
 
 
 def _repeat(
-    registry: Registry, fit: Estimate, asked: Mapping[str, Any], fixed: Mapping[str, float] | None, source: str | None
+    registry: Registry,
+    fit: Estimate,
+    asked: Mapping[str, Any],
+    fixed: Mapping[str, float] | None,
+    source: str | None,
+    inspection: Inspection | None,
 ) -> dict[str, Any]:
     """The command and the Python that give the same numbers; ``fixed`` are those that the posterior holds too."""
     refined = fit.refinement is not None
@@ -306,9 +375,11 @@ def _repeat(
     )
     words += ["--simulations", str(asked["simulations"])] if refined else []
     words += ["--method", asked["method"], "--draws", str(asked["draws"]), "--seed", str(asked["seed"])]
+    words += ["--inspect"] if asked["inspect"] is True else []
     words += ["--title", asked["title"]] if asked["title"] else []
     words += ["--output", "report.html"]
-    common = [f"{k}={asked[k]!r}" for k in ("only", "without") if asked[k] is not None]
+    chosen = [f"{k}={asked[k]!r}" for k in ("only", "without") if asked[k] is not None]
+    common = list(chosen)
     refine, simulators = asked["refine"], []
     if isinstance(refine, Mapping):
         simulators.append(f"simulators = {{}}  # of {_listed(sorted(refine))}: the functions that were given")
@@ -321,9 +392,11 @@ def _repeat(
     given = given if source is None else f"read_data(Path({source!r}))"
     free, held = ([f"fixed={f!r}"] if f else [] for f in (fixed, asked["fixed"]))
     sampled = ", ".join(["data", *common, *free, f"method={asked['method']!r}", f"draws={asked['draws']}"])
+    imported, inspected = _repeat_inspection(inspection, asked, chosen)
     lines = [
         *(["from pathlib import Path", ""] if source else []),
         "from engine import Registry",
+        *imported,
         *(["from engine.specification import read_data"] if source else []),
         "",
         f"registry = Registry.open({str(registry.path)!r}).at({registry.digest!r})",
@@ -331,10 +404,33 @@ def _repeat(
         *simulators,
         f"fit = registry.estimate({', '.join(['data', *common, *held])})",
         f"post = registry.posterior({sampled})",
+        *inspected,
         f'assert fit.provenance["data"] == {fit.provenance.get("data")!r}',
     ]
     command = "" if simulators else shlex.join(words)  # functions cannot be given to a command
     return {"command": command, "python": "\n".join(lines)}
+
+
+def _repeat_inspection(
+    found: Inspection | None, asked: Mapping[str, Any], chosen: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The Python that inspects again: what it imports, and what it says."""
+    if found is None:
+        return [], []
+    own = [f"only={list(found.worths.alone)!r}"]
+    if asked["inspect"] is not True:
+        counts = found.observations
+        own += [f"observations={counts!r}"] if any(n != 1 for n in counts.values()) else []
+        own += [f"simulations={found.worths.simulations}"]
+        said = f"inspection = inspect(registry, {', '.join(own)})  # or the one that was given"
+        return ["from engine.information import inspect"], [said]
+    own.append(f"seed={asked['seed']}")
+    lines = [f"inspection = inspect(registry, {', '.join(own)})"]
+    if found.dependence is None:
+        return ["from engine.information import inspect"], lines
+    evidence = f"registry.evidence({', '.join(['data', *chosen])})"
+    lines.append(f"between = dependence({evidence}, fit.theta, seed={asked['seed']})")
+    return ["from engine.information import dependence, inspect"], lines
 
 
 # -- pictures ------------------------------------------------------------------------------------------------------
@@ -346,11 +442,12 @@ def _pictures(
     alone: Mapping[str, Estimate],
     tension: Tension | None,
     shares: Shares | None,
+    inspection: Inspection | None,
     contents: Mapping[str, Any],
 ) -> list[Picture]:
     from engine.report.corner import corner, each_alone
     from engine.report.drawing import to_svg
-    from engine.report.figures import evidence_curves, forest, information_shares
+    from engine.report.figures import evidence_curves, forest, information_shares, plugin_worths
 
     usable = post is not None and str(post.status) != "failed"
     shown: Any = post if usable else fit
@@ -374,6 +471,9 @@ def _pictures(
     if shares is not None and known and len(shares.plugins) > 1:
         caption = "Each plugin's share of the information about every parameter and eigen-direction."
         add("shares", lambda: information_shares(shares), caption, _shares_said(shares))
+    if inspection is not None and any(w.reliable for w in (*inspection.worths.alone.values(), inspection.worths.total)):
+        caption = "What each plugin tells about the parameters by itself, and what it adds to all others; thin bars are one error."
+        add("worth", lambda: plugin_worths(inspection.worths), caption, _worth_said(inspection.worths))
     for name in known[:_CURVES] if len(alone) > 1 else []:
         caption = (
             f"What each plugin's log-evidence, and their sum, gain or lose as {name} moves, the others at their best."
@@ -406,6 +506,18 @@ def _shares_said(found: Shares) -> str:
 
     parts = [f"{n}: {', '.join(f'{p} {percent(v)}' for p, v in row.items())}" for n, row in found.marginal.items()]
     return "Stacked bars of shares of the information. " + "; ".join(parts) + "."
+
+
+def _worth_said(found: Worths) -> str:
+    def told(one: Worth) -> str:
+        return f"{' ± '.join(rounded(one.information, one.error))}{'' if one.reliable else ' (not reliable)'}"
+
+    parts = []
+    for name, one in found.alone.items():
+        beside = f", added to all others {told(found.added[name])}" if name in found.added else ""
+        parts.append(f"{name}: alone {told(one)}{beside}")
+    parts += [f"all together {told(found.total)}"] if len(found.alone) > 1 else []
+    return "Bars of the information about the parameters, in nats. " + "; ".join(parts) + "."
 
 
 def _curves_said(fit: Estimate, alone: Mapping[str, Estimate], name: str) -> str:

@@ -1,4 +1,4 @@
-r"""Figures of estimates by subset, of shares, of evidence that adds up, and of what an append did.
+r"""Figures of estimates by subset, of shares and worth, of evidence that adds up, and of what an append did.
 
 They are drawn for print: 3.4 or 7 inches wide, letters of 8 points, colours of Okabe and Ito with dashes, markers or hatches,
 so that colour is never the only difference. A plugin has the same colour in all figures of the same plugins.
@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from engine.information.worth import Worth, Worths
     from engine.registry import Registry
 
-__all__ = ["before_after", "evidence_curves", "forest", "information_shares", "profile_path"]
+__all__ = ["before_after", "evidence_curves", "forest", "information_shares", "plugin_worths", "profile_path"]
 
 _COLUMN, _PAGE = 3.4, 7.0  # inches
 _TEXT, _SMALL = 8.0, 7.0  # points
@@ -241,6 +242,72 @@ def _direction_label(found: Shares, k: int) -> str:
     text = text.removeprefix("+ ") if text.startswith("+") else text.replace("− ", "−", 1)
     more = len([w for w in weights.tolist() if abs(w) >= 0.1]) > len(kept)
     return f"{text} …" if more else text
+
+
+def plugin_worths(found: Worths, path: str | PathLike[str] | None = None) -> Figure:
+    """What each plugin tells about θ by itself, what it adds to all others, and what all tell together.
+
+    Arguments:
+        found: What :func:`engine.information.worth` answers.
+        path: Where to write the picture, in the format of its suffix; nowhere by default.
+
+    Returns:
+        The figure. Error bars are one standard error; a number that is not reliable has no bar, and says so.
+
+    Raises:
+        FigureError: where no number is reliable, or for a place that cannot be written.
+        ImportError: where matplotlib is not installed; ``pip install 'scalar-evidence[figures]'``.
+
+    Example:
+        >>> from engine.information.worth import Worth, Worths
+        >>> a, b, both = (Worth(n, v, 0.01, v, 1, True, "") for n, v in (("a", 0.35), ("b", 0.11), ("all together", 0.41)))
+        >>> figure = plugin_worths(Worths({"a": a, "b": b}, both, {"a": a, "b": b}, False, 4000))
+        >>> [round(float(bar.get_width()), 2) for bar in figure.axes[0].patches]  # a alone and beside b, b, and both
+        [0.35, 0.35, 0.11, 0.11, 0.41]
+    """
+    rows: list[tuple[float, Worth, str, str]] = []  # place, worth, colour, fill
+    look = styles(list(found.alone))
+    for k, (name, one) in enumerate(found.alone.items()):
+        beside = found.added.get(name)
+        rows.append((k - 0.19 if beside is not None else k, one, look[name][0], look[name][0]))
+        if beside is not None:
+            rows.append((k + 0.19, beside, look[name][0], "white"))
+    labels = list(found.alone)
+    if len(labels) > 1:
+        rows.append((len(labels), found.total, INK, _PALE))
+        labels.append("all together")
+    known = [one for _, one, *_ in rows if one.reliable]
+    if not known:
+        raise FigureError("no plugin's worth is reliable, so that there is nothing to draw")
+    figure = new_figure(_COLUMN, 0.95 + 0.36 * len(labels))
+    axes = figure.add_subplot()
+    for y, one, colour, fill in rows:
+        if not one.reliable:
+            axes.annotate(
+                "not reliable", (0.0, y), (3, 0), fontsize=_SMALL, color=_GREY, va="center", textcoords="offset points"
+            )
+            continue
+        hatch = _HATCHES[1] if fill == "white" else None
+        axes.barh(y, one.information, 0.36, color=fill, edgecolor=colour, lw=0.8, hatch=hatch)
+        ends = [one.information - one.error, one.information + one.error]
+        axes.plot(ends, [y, y], color=INK, lw=1.0, marker="|", ms=4.5, mew=1.0, zorder=3)
+    ends = [end for one in known for end in (one.information - one.error, one.information + one.error)]
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    room = 0.04 * (high - low) or 1.0
+    axes.set(xlim=(low - room if low < 0.0 else 0.0, high + room), ylim=(len(labels) - 0.45, -0.55))
+    axes.set_yticks(range(len(labels)), [_plain(label) for label in labels], fontsize=_TEXT)
+    axes.set_xlabel(r"information about $\theta$ (nats)", fontsize=_TEXT)
+    _bare(axes)
+    axes.tick_params(axis="y", length=0)
+    quiet_ticks(axes, "x", 5)
+    if found.added:
+        from matplotlib.patches import Patch
+
+        kinds = [Patch(fc=_GREY, ec=_GREY, label="alone")]
+        kinds.append(Patch(fc="white", ec=_GREY, hatch=_HATCHES[1], label="added to all others"))
+        figure.legend(handles=kinds, loc="outside upper left", ncols=2, fontsize=_TEXT, frameon=False, handlelength=1.6,
+                      columnspacing=1.2)  # fmt: skip
+    return save_figure(figure, path)
 
 
 def profile_path(

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import EvidenceError
+from engine.information.decomposition import UNITS
 from engine.report.tables import rounded
 
 if TYPE_CHECKING:
@@ -92,10 +93,31 @@ def page(contents: Mapping[str, Any], pictures: Sequence[Picture] = ()) -> str:
         }
         for p in pictures
     ]
-    numbers = _Numbers(contents)
     return environment.get_template("page.html").render(
-        **contents, c=contents, pictures=shown, n=numbers, meanings=MEANINGS, json=_embedded(contents)
+        **contents,
+        c=contents,
+        pictures=shown,
+        n=_Numbers(contents),
+        meanings=MEANINGS,
+        bits_of_a_nat=UNITS["bits"],
+        doubts=_doubts(contents["inspection"]),
+        json=_embedded(contents),
     )
+
+
+def _doubts(inspection: Mapping[str, Any] | None) -> dict[str, list[str]]:
+    """Why numbers of an inspection are not reliable: reason -> which are not."""
+    if inspection is None:
+        return {}
+    worth = inspection["worth"]
+    told = [(f"{name} alone", one) for name, one in worth["alone"].items()]
+    told += [("all together", worth["total"])] if len(worth["alone"]) > 1 else []
+    told += [(f"{name} beside the others", one) for name, one in worth["added"].items()]
+    out: dict[str, list[str]] = {}
+    for what, one in told:
+        if not one["reliable"]:
+            out.setdefault(one["reason"], []).append(what)
+    return out
 
 
 def _width(svg: bytes) -> int:
@@ -140,7 +162,7 @@ class _Numbers:
         v = self.at(*path)
         known = error is not None and math.isfinite(error) and error > 0
         text = "" if v is None else rounded(v, error)[0] if known and error is not None else f"{v:.6g}"
-        return self._element(path, text)
+        return self._element(path, text.replace("-", "−"))
 
     def error(self, *path: str | int, value: float | None, unknown: str = "—") -> Any:
         """An error, to its second digit."""
@@ -156,7 +178,8 @@ class _Numbers:
     def places(self, *path: str | int, places: int = 2, unknown: str = "—", sign: bool = False) -> Any:
         """A number to so many places."""
         v = self.at(*path)
-        return self._element(path, unknown if v is None else f"{v:{'+' if sign else ''}.{places}f}".replace("-", "−"))
+        text = unknown if v is None else f"{round(v, places) + 0.0:{'+' if sign else ''}.{places}f}"
+        return self._element(path, text.replace("-", "−"))
 
     def percent(self, *path: str | int) -> Any:
         """A share in per cent."""

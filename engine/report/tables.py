@@ -60,7 +60,7 @@ def rounded(value: float, error: float) -> tuple[str, str]:
     size = max(abs(value), error)
     if 1e-4 <= size < 1e6 and digits < 8:
         places = max(0, digits)
-        return f"{round(value, digits):.{places}f}", f"{round(error, digits):.{places}f}"
+        return f"{round(value, digits) + 0.0:.{places}f}", f"{round(error, digits):.{places}f}"
     power = math.floor(math.log10(size))
     places = max(0, digits + power)
     return f"{value / 10.0**power:.{places}f}e{power:+03d}", f"{error / 10.0**power:.{places}f}e{power:+03d}"

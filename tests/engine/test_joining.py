@@ -166,6 +166,84 @@ def test_the_larger_of_two_interactions_counts_alone(registry):
     assert registry.evidence(data, without="s123").names == ("a", "b", "c", "s12")
 
 
+class Known(Modality):
+    """The exact interaction of normal parts around θ with a covariance C."""
+
+    def __init__(self, parts, C):
+        super().__init__(parameter_names=("mu",), event_shape=(len(parts),))
+        self.parts, self.C = tuple(parts), C
+
+    def log_evidence(self, x, theta):
+        z = x - theta
+        joint = torch.distributions.MultivariateNormal(torch.zeros(len(self.C)).double(), self.C).log_prob(z)
+        return joint - torch.distributions.Normal(0.0, self.C.diagonal().sqrt()).log_prob(z).sum(-1)
+
+
+def three(C, n=6):
+    kinds = {p: Gaussian(parameter_names=("mu",), sd=float(C[k, k].sqrt())) for k, p in enumerate("abc")}
+    z = torch.randn(n, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    x = 0.2 + z @ torch.linalg.cholesky(C).mT
+    return kinds, {p: x[:, k : k + 1] for k, p in enumerate("abc")}, x
+
+
+def tied(C, *parts):
+    rows = [["abc".index(p) for p in ps] for ps in parts]
+    return {f"s_{ps}": Known(ps, C[r][:, r]) for ps, r in zip(parts, rows, strict=True)}
+
+
+def expected_of(C, x):
+    joint = torch.distributions.MultivariateNormal(THETA[:, None].expand(2, 1, 3), C)
+    return joint.log_prob(x).sum(-1)
+
+
+COMMON = torch.eye(3, dtype=torch.float64) + 1.0  # one disturbance of all three
+CHAIN = torch.tensor(
+    [[1.0, 0.6, 0.36], [0.6, 1.0, 0.6], [0.36, 0.6, 1.0]], dtype=torch.float64
+)  # a and c by way of b alone
+
+
+def test_one_over_three_parts_makes_their_joint_density():
+    kinds, data, x = three(COMMON)
+    live = {**kinds, **tied(COMMON, "ab", "abc")}
+    evidence = Evidence(SPACE, live, data)
+    assert evidence.names == ("a", "b", "c", "s_abc")
+    torch.testing.assert_close(evidence.value(THETA), expected_of(COMMON, x), rtol=1e-12, atol=1e-12)
+
+
+def test_pairs_in_a_chain_make_the_joint_density_of_a_chain():
+    kinds, data, x = three(CHAIN)
+    evidence = Evidence(SPACE, {**kinds, **tied(CHAIN, "ab", "bc")}, data)
+    torch.testing.assert_close(evidence.value(THETA), expected_of(CHAIN, x), rtol=1e-12, atol=1e-12)
+
+
+def test_pairs_in_a_ring_are_refused_where_nothing_covers_them():
+    """All three pairs would claim ½ a triple where the joint density has ¾ and the plain sum 3/2, and be no density."""
+    kinds, data, _ = three(COMMON)
+    ring = tied(COMMON, "ab", "bc", "ac")
+    with pytest.raises(RegistryError, match="must form no ring, got 's_ab', 's_ac' and 's_bc' over 'a', 'b' and 'c'"):
+        Evidence(SPACE, {**kinds, **ring}, data)
+    covered = Evidence(SPACE, {**kinds, **ring, **tied(COMMON, "abc")}, data)
+    assert covered.names == ("a", "b", "c", "s_abc")
+    only_two = Evidence(SPACE, {**kinds, **ring}, {p: data[p] for p in "ac"})
+    assert only_two.names == ("a", "c", "s_ac")
+
+
+def test_a_ring_is_refused_when_it_would_be_closed_unless_it_is_covered(registry):
+    registry.append("s23", untrained(("b", "c"), seed=2))
+    before = registry.digest
+    with pytest.raises(RegistryError, match=r"append one interaction over a, b, c, or leave one out"):
+        registry.append("s13", untrained(("a", "c"), seed=3))
+    assert registry.digest == before
+    registry.append("s123", untrained(("a", "b", "c"), seed=4))
+    registry.append("s13", untrained(("a", "c"), seed=3))
+    data = {**pairs(4), "c": torch.randn(4, 1, generator=torch.Generator().manual_seed(0))}
+    assert registry.evidence(data).names == ("a", "b", "c", "s123")
+    assert registry.evidence({n: data[n] for n in "ac"}).names == ("a", "c", "s13")
+    with pytest.raises(RegistryError, match="without='s23'"):
+        registry.evidence(data, without="s123")
+    assert registry.evidence(data, without=["s123", "s23"]).names == ("a", "b", "c", "s12", "s13")
+
+
 def test_many_data_sets_are_as_one_by_one(registry):
     sets = [pairs(n, seed=n) for n in (3, 5, 4)]
     one = [registry.estimate(x) for x in sets]

@@ -1,10 +1,13 @@
 """One report that several tests look at, of a workspace whose names and units would like to be HTML."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.distributions import Uniform
 
 from engine import Parameter, Registry
+from engine.information import dependence, inspect
 from engine.report.contents import report
 from modalities import Gaussian
 
@@ -33,5 +36,17 @@ def workspace(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def small_report(workspace):
-    return report(Registry.open(workspace), draws=300, method="importance", title=f"A title {HOSTILE}")
+def inspection(workspace):
+    """Of few simulations, and of pairs that one disturbance shakes."""
+    registry = Registry.open(workspace)
+    fit = registry.estimate()
+    e = torch.randn(60, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pairs = {"both": fit.theta + e[:, :2], "one": fit.theta[:1] + 0.4 * e[:, :1] + 0.3 * e[:, 2:]}
+    return replace(inspect(registry, simulations=500), dependence=dependence(fit, pairs=pairs))
+
+
+@pytest.fixture(scope="session")
+def small_report(workspace, inspection):
+    return report(
+        Registry.open(workspace), draws=300, method="importance", title=f"A title {HOSTILE}", inspect=inspection
+    )

@@ -63,7 +63,8 @@ def test_the_region_of_an_estimate_is_the_ellipse_of_its_covariance():
 def test_a_plugin_that_knows_a_combination_is_a_band_and_one_that_knows_nothing_is_not_drawn(alone):
     fit = alone["bao"]
     layer = _Normal(fit, fit.parameters, {"Om", "H0", "rd"})
-    found, edges = layer.plane("H0", "rd", ((60.0, 80.0), (130.0, 165.0)))
+    H0, rd = fit["H0"].value, fit["rd"].value  # anywhere along the band
+    found, edges = layer.plane("H0", "rd", ((0.92 * H0, 1.08 * H0), (0.88 * rd, 1.12 * rd)))
     at = found.f[:, 0] >= edges[0]  # it leaves through the sides of the axes: H0 rd is known, neither alone
     assert at.any()
     assert not at.all()

@@ -8,8 +8,9 @@ import torch
 
 from engine import Evidence, Parameter, ParameterSpace, Registry
 from engine.estimate import estimate
+from engine.information import Worth, Worths
 from engine.report.drawing import FigureError
-from engine.report.figures import before_after, evidence_curves, forest, information_shares, profile_path
+from engine.report.figures import before_after, evidence_curves, forest, information_shares, plugin_worths, profile_path
 from engine.shares import shares
 from engine.shifts import before_after as change
 from engine.tension import tension
@@ -62,6 +63,26 @@ def test_shares_are_stacked_to_a_hundred(fit):
     assert list(ends.values()) == pytest.approx([100.0] * 4)
     first = [float(bar.get_width()) for bar in axes.patches if bar.get_y() < 0]
     assert first == pytest.approx([100.0 * v for v in found.marginal["a"].values()])
+
+
+def _worth(name, information, error=0.02, reliable=True):
+    return Worth(name, information, error, information, 1, reliable, "" if reliable else "saturated")
+
+
+def test_worths_are_bars_with_their_errors_and_what_is_not_reliable_has_none():
+    alone = {"z $ z": _worth("z $ z", 0.35), "y": _worth("y", -0.01, 0.03), "x": _worth("x", 80.0, reliable=False)}
+    added = {**alone, "y": _worth("y", -math.inf, math.nan, reliable=False)}
+    axes = plugin_worths(Worths(alone, _worth("all together", 0.41), added, False, 500)).axes[0]
+    assert axes.get_xlabel() == r"information about $\theta$ (nats)"
+    assert [label.get_text() for label in axes.get_yticklabels()] == [r"z \$ z", "y", "x", "all together"]
+    assert [float(bar.get_width()) for bar in axes.patches] == pytest.approx([0.35, 0.35, -0.01, 0.41])
+    bars = [list(line.get_xdata()) for line in axes.lines]
+    assert bars == [pytest.approx(ends) for ends in ([0.33, 0.37], [0.33, 0.37], [-0.04, 0.02], [0.39, 0.43])]
+    assert [text.get_text() for text in axes.texts] == ["not reliable"] * 3
+    assert [text.xy[1] for text in axes.texts] == pytest.approx([1.19, 1.81, 2.19])
+    assert axes.get_xlim()[1] < 0.5  # a number that is not reliable takes no room
+    with pytest.raises(FigureError, match="no plugin's worth is reliable"):
+        plugin_worths(Worths({"x": alone["x"]}, alone["x"], {}, False, 500))
 
 
 def test_curves_of_the_plugins_add_up_to_the_profile_of_the_sum(fit):

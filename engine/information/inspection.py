@@ -1,0 +1,137 @@
+"""What can be said of the plugins of a registry before they are summed: worth, interactions, dependence and certificates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engine.certificate.certificate import KAPPA
+from engine.information.dependence import Dependence
+from engine.information.dependence import dependence as dependence_of
+from engine.information.interactions import Interactions, interactions
+from engine.information.worth import Worths, worth
+
+if TYPE_CHECKING:
+    from engine.registry import Registry
+
+__all__ = ["Inspection", "inspect"]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What the plugins of a registry tell, apart and together.
+
+    Attributes:
+        worths: What each tells, alone, in the sum and beside the others.
+        pairs: What any two tell, taken apart; None for a single plugin.
+        dependence: Which of them depend on each other given θ; None where that was not tested.
+        certificates: Plugin -> its ``verdict``, and how many observations it ``carries``, median over the prior: None where
+            there is no end, or nobody knows. None instead for a plugin that was not learned.
+
+    Example:
+        >>> from engine.information.worth import Worth
+        >>> one = Worth("tracker", 0.3466, 0.005, 0.35, 1, True, "")
+        >>> found = Inspection(Worths({"tracker": one}, one, {}, False, 4000), None, None, {"tracker": None})
+        >>> found.trusted, found.observations
+        (True, {'tracker': 1})
+    """
+
+    worths: Worths
+    pairs: Interactions | None
+    dependence: Dependence | None
+    certificates: Mapping[str, Mapping[str, Any] | None]
+
+    @property
+    def trusted(self) -> bool:
+        """Whether every worth is reliable, and no plugins were found to depend on each other."""
+        return self.worths.reliable and not (self.dependence is not None and self.dependence.dependent)
+
+    @property
+    def observations(self) -> dict[str, int]:
+        """Plugin -> how many observations of it a simulated data set had."""
+        return {name: one.observations for name, one in self.worths.alone.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for machines."""
+        return {
+            "worth": self.worths.to_dict(),
+            "interactions": [] if self.pairs is None else self.pairs.to_dict()["pairs"],
+            "dependence": None if self.dependence is None else self.dependence.to_dict(),
+            "certificates": {n: None if c is None else dict(c) for n, c in self.certificates.items()},
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(str(part) for part in (self.worths, self.pairs, self.dependence) if part is not None)
+
+
+def inspect(
+    registry: Registry,
+    *,
+    only: Sequence[str] | str | None = None,
+    without: Sequence[str] | str = (),
+    observations: Mapping[str, int] | int = 1,
+    independent: bool = False,
+    dependence: bool = False,
+    simulations: int = 4000,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Inspection:
+    """Each plugin's worth, what plugins tell two by two, whether they depend on each other, and their certificates.
+
+    Arguments:
+        registry: Whose plugins, with proper priors.
+        only, without: Names of plugins to keep or to leave out.
+        observations: How many of each plugin a simulated data set has.
+        independent: Whether the plugins are independent given θ, so that their sum is the joint scalar, and synergy is known.
+        dependence: Whether observation i of all plugins is one unit, and the data that they brought along are tested for
+            dependence.
+        simulations: How many data sets over the prior.
+        seed: Of everything.
+        progress: Whether to show how far it is; by default, on a terminal.
+
+    Raises:
+        UnknownPluginError: for a name that is not there, or where no plugin is left.
+        PosteriorError: for an improper prior.
+        ModalityError: for a plugin that cannot simulate, or fails; the message names it.
+        ObservationError: for ``dependence`` without two plugins that can be paired.
+        EstimateError: for ``dependence`` where the estimate at which it is tested failed.
+
+    Example:
+        >>> import tempfile
+        >>> from torch.distributions import Normal
+        >>> from engine import Parameter, Registry
+        >>> from modalities import Gaussian
+        >>> registry = Registry.create(tempfile.mkdtemp() + "/w", [Parameter("mu", prior=Normal(0.0, 1.0))])
+        >>> for name, sd in (("a", 1.0), ("b", 2.0)):
+        ...     entry = registry.append(name, Gaussian(parameter_names=("mu",), sd=sd))
+        >>> found = inspect(registry, simulations=500)
+        >>> abs(found.worths.alone["a"].information - 0.3466) < 4 * found.worths.alone["a"].error  # ½ ln 2
+        True
+        >>> list(found.pairs.pairs), found.dependence, found.trusted
+        ([('a', 'b')], None, True)
+    """
+    settings: dict[str, Any] = {"only": only, "without": without, "observations": observations, "seed": seed}
+    settings |= {"simulations": simulations, "progress": progress}
+    told = worth(registry, **settings)
+    names = list(told.alone)
+    pairs = interactions(registry, independent=independent, **settings) if len(names) > 1 else None
+    found = _dependence(registry, names, seed) if dependence else None
+    return Inspection(told, pairs, found, {name: _certificate(registry, name) for name in names})
+
+
+def _dependence(registry: Registry, names: Sequence[str], seed: int) -> Dependence:
+    evidence = registry.evidence(only=[n for n in registry.observed if n in names])
+    return dependence_of(registry.estimate(only=evidence.names, seed=seed, refine=False), seed=seed)
+
+
+def _certificate(registry: Registry, name: str) -> dict[str, Any] | None:
+    """Observations that a learned plugin carries, median over the prior; None for a plugin that was not learned."""
+    if not registry.modality(name).learned:
+        return None
+    certificate = registry.certificate(name)
+    if certificate is None:
+        return {"verdict": "uncertified", "carries": None}
+    carries = float(certificate.n_max(kappa=KAPPA))
+    return {"verdict": "certified", "carries": carries if math.isfinite(carries) else None}
