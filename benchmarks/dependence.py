@@ -1,6 +1,6 @@
 """What dependence given θ does to a sum, how it is found, and what repairs it.
 
-    OMP_NUM_THREADS=1 python benchmarks/dependence.py [coverage alarms power ten] [--sets 4000] [--simulations 50000]
+    OMP_NUM_THREADS=1 python benchmarks/dependence.py [coverage alarms power ten orders] [--sets 4000] [--simulations 50000]
 
 θ ~ N(0, 1), two kinds of data x_m = θ + σ_m ε_m with σ = (1, 2) and noise that correlates by 0.8; 5 pairs a data set:
 
@@ -9,6 +9,9 @@
 - *alarms*: 500 times 1000 independent pairs, at the level 0.05;
 - *power*: 1000 pairs with I = 0.1 nats, correlated ones (ρ = 0.426), and uncorrelated ones of which one is 2.07 times as wide where
   the other is large; 200 times each;
+- *orders*: k = 2, 3, 4 kinds that one disturbance shakes, x_m = θ + η + ε_m with η and ε_m from N(0, 1): one interaction over all of
+  them, learned from as many θ for each k, its nats (½ (k log 2 − log (1 + k))), its normalisation, how many units its certificate
+  carries, and the coverage at 5 units a data set of the plain sum and with it;
 - *ten*: ten plugins with 1000 observations of which two are correlated with I = 0.1 nats: how often that pair is named, and others.
 """
 
@@ -24,6 +27,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from engine import Evidence, Modality, Parameter, ParameterSpace
+from engine.certificate import certify
 from engine.datasets import DataSets
 from engine.information import dependence
 from engine.many import estimate_many
@@ -76,6 +80,43 @@ def row(name: str, miss: Tensor, error: Tensor) -> None:
     )
 
 
+def shaken(k: int) -> Callable[[Tensor, torch.Generator], dict[str, Tensor]]:
+    """A simulator of k kinds that one disturbance shakes."""
+
+    def units(theta: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        e = torch.randn(len(theta), k + 1, generator=generator, dtype=torch.float64)
+        return {n: theta + e[:, :1] + e[:, j + 1 : j + 2] for j, n in enumerate("abcd"[:k])}
+
+    return units
+
+
+def orders(sets: int, simulations: int) -> None:
+    theta = torch.randn(sets, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for k in (2, 3, 4):
+        names, units = "abcd"[:k], shaken(k)
+        kinds: dict[str, Modality] = {n: Gaussian(parameter_names=("mu",), sd=math.sqrt(2.0)) for n in names}
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            joint = Interaction(tuple(names), ("mu",), event_shapes=((1,),) * k)
+        start = time.perf_counter()
+        settings = {"batch": 1000, "epochs": 40, "seed": 1, "progress": False}
+        fit_interaction(joint, prior=SPACE, simulate=units, simulations=simulations, **settings)
+        seconds = time.perf_counter() - start
+        told = joint.check(units, torch.zeros(1, dtype=torch.float64), 40_000, seed=9)
+        certificate = certify(joint, prior=SPACE, simulate=units, simulations=50_000, seed=2, progress=False)
+        exact = 0.5 * (k * math.log(2.0) - math.log(1.0 + k))
+        print(
+            f"{k} parts: {told} ({exact:.3f}); carries {certificate.n_max(kappa=0.3):.0f} units; {seconds:.0f} s to train"
+        )
+        drawn = units(theta.repeat_interleave(PAIRS)[:, None], torch.Generator().manual_seed(1))
+        data = {n: x.reshape(sets, PAIRS, 1) for n, x in drawn.items()}
+        for label, live in (("the plain sum", kinds), ("with the interaction", {**kinds, "joint": joint})):
+            if "joint" in live:
+                data["joint"] = torch.cat([data[n] for n in names], -1)
+            fits = estimate_many(SPACE, live, DataSets(data, live), progress=False)
+            row(label, fits.theta[:, 0] - theta, fits.covariance[:, 0, 0].sqrt())
+
+
 def flagged(x: Tensor, y: Tensor, seed: int) -> bool:
     data = {"a": x[:, None], "b": y[:, None]}
     return dependence(Evidence(SPACE, KINDS, data), torch.zeros(1), seed=seed).dependent
@@ -119,7 +160,7 @@ def ten(times: int = 40) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", default=["coverage", "alarms", "power", "ten"])
+    parser.add_argument("parts", nargs="*", default=["coverage", "alarms", "power", "ten", "orders"])
     parser.add_argument("--sets", type=int, default=4000)
     parser.add_argument("--simulations", type=int, default=50_000)
     chosen = parser.parse_args()
@@ -132,6 +173,8 @@ def main() -> None:
         rate("uncorrelated, 0.1 nats", spread, 200, seed=2)
     if "ten" in chosen.parts:
         ten()
+    if "orders" in chosen.parts:
+        orders(chosen.sets, chosen.simulations)
 
 
 if __name__ == "__main__":

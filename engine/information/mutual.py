@@ -128,14 +128,14 @@ def mutual_information(
         if ranks and method != "club":
             a, b = (np.hstack([v, _log_size(w)]) for v, w in zip((a, b), raw, strict=True))
         normal = n / _GAMMAS[-1] >= _NORMAL * (a.shape[1] + b.shape[1])
-        whole = (torch.from_numpy(v)[None] for v in (a, b))
-        width, found = saturated(*whole, estimator, epochs, normal, seed)
+        first, second = torch.from_numpy(a), torch.from_numpy(b)
+        width, found = saturated(first[None], second[None], estimator, epochs, normal, seed)
         early = found.last
         for gamma in _GAMMAS:
             size = n // gamma
             if gamma > 1:
-                chunks = (torch.from_numpy(v[: size * gamma]).reshape(gamma, size, -1) for v in (a, b))
-                found = train(*chunks, estimator, epochs, normal, seed, gamma, width=width)
+                x, y = (v[: size * gamma].reshape(gamma, size, -1) for v in (first, second))
+                found = train(x, y, estimator, epochs, normal, seed, gamma, width=width)
             rungs[gamma] = found.values.tolist()
     told = extrapolate(rungs, limit)
     faults = [] if told.reliable else [told.reason]

@@ -226,6 +226,31 @@ def test_a_dependence_that_is_there_is_what_it_was_trained_for():
     assert found.pairs["a", "b"].information == pytest.approx(NATS, abs=4 * 0.8 / math.sqrt(3000))
 
 
+def shaken(theta, generator):
+    """Three parts that one disturbance shakes."""
+    e = torch.randn(len(theta), 4, generator=generator, dtype=torch.float64)
+    return {n: theta + e[:, :1] + e[:, k + 1 : k + 2] for k, n in enumerate("abc")}
+
+
+def test_one_over_three_parts_learns_all_that_they_share():
+    """½ log 2 nats, the covariance of a unit being I + 1."""
+    s123 = fresh(parts=("a", "b", "c"), shapes=((1,),) * 3, hidden=(32, 32))
+    fit_interaction(s123, prior=SPACE, simulate=shaken, simulations=6000, seed=0, batch=500, epochs=12,
+                    learning_rate=5e-3, progress=False)  # fmt: skip
+    theta = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = s123.joined(shaken(theta, torch.Generator().manual_seed(2)))
+    z, C = x - theta, torch.eye(3, dtype=torch.float64) + 1.0
+    truth = torch.distributions.MultivariateNormal(torch.zeros(3).double(), C).log_prob(z)
+    truth = truth - torch.distributions.Normal(0.0, 2.0**0.5).log_prob(z).sum(-1)
+    with torch.no_grad():
+        miss = s123(x, theta) - truth
+    assert float(truth.std()) > 0.5
+    assert float(miss.square().mean().sqrt()) < 0.25
+    found = s123.check(shaken, torch.zeros(1, dtype=torch.float64), 20_000, seed=7)
+    assert found.information == pytest.approx(0.5 * math.log(2.0), abs=0.05)
+    assert found.normalisation == pytest.approx(1.0, abs=0.06)
+
+
 @pytest.mark.slow
 def test_interactions_make_the_coverage_right():
     """20,000 θ to train on: E s_12 = 0.511 ± 0.02, normalisation 1 ± 0.03, coverage 0.683 ± 0.03 and sd 0.400 ± 0.01 at N = 5."""
