@@ -103,7 +103,7 @@ def orders(sets: int, simulations: int) -> None:
         fit_interaction(joint, prior=SPACE, simulate=units, simulations=simulations, **settings)
         seconds = time.perf_counter() - start
         told = joint.check(units, torch.zeros(1, dtype=torch.float64), 40_000, seed=9)
-        certificate = certify(joint, prior=SPACE, simulate=units, simulations=50_000, seed=2, progress=False)
+        certificate = certify(joint, prior=SPACE, simulate=units, simulations=1_000_000, seed=2, progress=False)
         exact = 0.5 * (k * math.log(2.0) - math.log(1.0 + k))
         print(
             f"{k} parts: {told} ({exact:.3f}); carries {certificate.n_max(kappa=0.3):.0f} units; {seconds:.0f} s to train"
