@@ -13,9 +13,9 @@ References:
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from engine.datasets import DataSets
 from engine.ensemble import Ensemble
 from engine.errors import PosteriorError
 from engine.holm import holm
-from engine.learning.simulator import Simulate, draw, generator_of
+from engine.learning.simulator import Simulate, data_sets, generator_of
 from engine.modality import Modality
 from engine.parameters import ParameterSpace
 from engine.posterior.mass import refuse_improper
@@ -206,7 +206,8 @@ def check_calibration(
     with progress_bar("checking data sets", repetitions, progress) as tick:
         for start in range(0, repetitions, _CHUNK):
             rows = torch.arange(start, min(start + _CHUNK, repetitions))
-            data = _simulated(parameters, used, simulators, observations, truth[rows], seed, start)
+            streams = partial(_stream, seed, start)
+            data = data_sets(parameters, used, simulators, observations, truth[rows], streams)
             densities, settled = _densities(parameters, used, data, refine_by, simulations, seed)
             each = posteriors(densities, draws, seed + 2 + start, tick=tick)
             at = densities.value(truth[rows], torch.arange(len(rows)))
@@ -231,29 +232,8 @@ def check_calibration(
     )
 
 
-def _simulated(
-    space: ParameterSpace,
-    modalities: Mapping[str, Modality],
-    simulators: Mapping[str, Simulate],
-    observations: Mapping[str, int],
-    truth: Tensor,
-    seed: int,
-    start: int,
-) -> dict[str, Tensor]:
-    """Plugin -> observations (B, N, *event_shape) at each truth (B, P)."""
-    out = {}
-    for name, modality in modalities.items():
-        N, shape = observations[name], tuple(modality.event_shape)
-        theta = truth[:, space.indices(modality.parameter_names)].repeat_interleave(N, 0)
-        generator = generator_of(seed, zlib.crc32(name.encode()), start)
-        drawn = draw(simulators[name], theta, generator, shape, f"the simulator of plugin '{name}'")
-        if drawn.excluded:
-            raise PosteriorError(
-                f"the simulator of plugin '{name}' returned {drawn.excluded} of {len(theta)} observations that are not finite: "
-                "what is left out of them would no longer be the prior's data; mend it, or narrow the prior"
-            )
-        out[name] = drawn.x.reshape(len(truth), N, *shape)
-    return out
+def _stream(seed: int, start: int, plugin: int) -> torch.Generator:
+    return generator_of(seed, plugin, start)
 
 
 def _densities(

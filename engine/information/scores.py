@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.errors import EvidenceError, ModalityError, ObservationError
 from engine.joining import joined, partners
-from engine.learning.simulator import Simulate, draw, generator_of, seed_of
+from engine.learning.simulator import Simulate, data_sets, generator_of, seed_of
 from engine.modality import Modality
 from engine.parameters import ParameterSpace
 from engine.posterior.mass import refuse_improper
@@ -133,28 +133,18 @@ def _apart(
     seed: int,
 ) -> dict[str, Tensor]:
     """Plugin -> data (n, N, *event_shape), independent given θ."""
-    out: dict[str, Tensor] = {}
+    counts, simulators = {}, {}
     for name, modality in live.items():
-        N = int(observations.get(name, 1) if isinstance(observations, Mapping) else observations)
-        if N < 1:
-            raise ValueError(f"a data set has at least one observation of each plugin, got {N} of '{name}'")
+        counts[name] = int(observations.get(name, 1) if isinstance(observations, Mapping) else observations)
+        if counts[name] < 1:
+            raise ValueError(f"a data set has at least one observation of each plugin, got {counts[name]} of '{name}'")
         simulator = simulate.get(name) if isinstance(simulate, Mapping) else simulate
         if simulator is None and not modality.has_simulator:
             raise ModalityError(
                 f"plugin '{name}' cannot simulate its data: pass simulate={{'{name}': simulator}}, or leave it out with without="
             )
-        local = theta[:, space.indices(modality.parameter_names)].repeat_interleave(N, 0)
-        generator = generator_of(seed, 1, zlib.crc32(name.encode()))
-        drawn = draw(
-            simulator or modality.simulate, local, generator, modality.event_shape, f"the simulator of plugin '{name}'"
-        )
-        if drawn.excluded:
-            raise ModalityError(
-                f"the simulator of plugin '{name}' returned {drawn.excluded} of {len(local)} observations that are not finite; mend "
-                "it, or narrow the prior: information is an average over all"
-            )
-        out[name] = drawn.x.reshape(len(theta), N, *modality.event_shape)
-    return out
+        simulators[name] = simulator or modality.simulate
+    return data_sets(space, live, simulators, counts, theta, partial(generator_of, seed, 1))
 
 
 def _together(pairs: Pairs, live: Mapping[str, Modality], theta: Tensor, seed: int) -> dict[str, Tensor]:

@@ -6,7 +6,8 @@ resumable, and its result independent of the number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModalityError
+from engine.modality import Modality
+from engine.parameters import ParameterSpace
 
-__all__ = ["BLOCK", "Draws", "Purpose", "Simulate", "draw", "generator_of", "seed_of", "seeded"]
+__all__ = ["BLOCK", "Draws", "Purpose", "Simulate", "data_sets", "draw", "generator_of", "seed_of", "seeded"]
 
 #: simulator(theta, generator): θ (n, P_m) -> x (n, *event_shape)
 Simulate = Callable[..., Tensor]
@@ -175,3 +178,49 @@ def draw(
         )
     rows = good.nonzero()[:, 0]
     return Draws(theta.to(torch.float64)[rows], x[rows], lost, rows)
+
+
+def data_sets(
+    space: ParameterSpace,
+    modalities: Mapping[str, Modality],
+    simulators: Mapping[str, Simulate],
+    observations: Mapping[str, int],
+    theta: Tensor,
+    generators: Callable[[int], torch.Generator],
+) -> dict[str, Tensor]:
+    """Data sets of several plugins that are independent given θ, whole: what is left out would no longer be their law.
+
+    Arguments:
+        space: θ.
+        modalities, simulators, observations: Plugin -> itself, its simulator, and how many observations a set has of it.
+        theta: The θ of each set, shape (B, P).
+        generators: The generator of a plugin, from the checksum of its name: whatever other plugins there are.
+
+    Returns:
+        Plugin -> x, shape (B, N, *event_shape).
+
+    Raises:
+        ModalityError: for a simulator that fails, or returns numbers that are not finite.
+
+    Example:
+        >>> from engine import Parameter
+        >>> from modalities import Gaussian
+        >>> a = Gaussian(parameter_names=("mu",), sd=1.0)
+        >>> x = data_sets(ParameterSpace([Parameter("mu")]), {"a": a}, {"a": a.simulate}, {"a": 3}, torch.zeros(5, 1),
+        ...               lambda name: generator_of(0, name))
+        >>> x["a"].shape
+        torch.Size([5, 3, 1])
+    """
+    out = {}
+    for name, modality in modalities.items():
+        N, shape = observations[name], tuple(modality.event_shape)
+        local = theta[:, space.indices(modality.parameter_names)].repeat_interleave(N, 0)
+        generator = generators(zlib.crc32(name.encode()))
+        drawn = draw(simulators[name], local, generator, shape, f"the simulator of plugin '{name}'")
+        if drawn.excluded:
+            raise ModalityError(
+                f"the simulator of plugin '{name}' returned {drawn.excluded} of {len(local)} observations that are not finite: "
+                "what is left would not be the prior's data; mend it, or narrow the prior"
+            )
+        out[name] = drawn.x.reshape(len(theta), N, *shape)
+    return out
