@@ -63,7 +63,8 @@ def prior_points(space: ParameterSpace, n: int, seed: int) -> tuple[Tensor, Tens
     """Points that stand for the prior, (K, P), and the log of their probabilities, (K,).
 
     Every value of parameters that are all discrete; else quantiles: the middles of n equal parts for one parameter, a Sobol
-    sequence for more; draws where constraints tie them. In whatever chunks of stride γ, they stand for the prior too.
+    sequence for more, in random order; draws where constraints tie them. In chunks of stride γ, they stand for the prior too: every
+    second point of a Sobol sequence as it comes lies in one half of it.
     """
     if all(space.discrete):
         ranges = [torch.arange(p.bounds[0], p.bounds[1] + 1, dtype=torch.float64) for p in space]
@@ -74,7 +75,8 @@ def prior_points(space: ParameterSpace, n: int, seed: int) -> tuple[Tensor, Tens
     elif len(space) == 1:
         points = space.quantile((np.arange(n)[:, None] + 0.5) / n)
     else:
-        u = qmc.Sobol(len(space), rng=np.random.default_rng(seed)).random_base2(math.ceil(math.log2(n)))
+        rng = np.random.default_rng(seed)
+        u = rng.permutation(qmc.Sobol(len(space), rng=rng).random_base2(math.ceil(math.log2(n))))
         points = space.quantile(u.clip(1e-12, 1.0 - 1e-12))
     return points, torch.full((len(points),), -math.log(len(points)), dtype=torch.float64)
 
