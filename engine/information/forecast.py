@@ -281,6 +281,12 @@ def _outlook(source: Outlook | Estimate, new: Mapping[str, Modality] | None, see
     if isinstance(source, Estimate):
         if source.status is Status.FAILED:
             raise EstimateError(f"a failed fit has no forecast: {source.reason}")
+        if source.dependence is not None and source.dependence.dependent:
+            first, second = source.dependence.flagged[0]
+            raise EstimateError(
+                f"a forecast adds the information of parts that are independent given θ, and '{first}' and '{second}' depend on each "
+                "other; put them in one plugin, or leave one of them out"
+            )
         return Outlook.after(source, new, seed=seed)
     if new:
         raise EstimateError("an outlook has its kinds of data already; give new ones to Outlook.at or Outlook.after")

@@ -11,7 +11,7 @@ from torch.distributions import Normal, Uniform
 from engine import Evidence, Linear, Parameter, ParameterSpace, Registry, Simplex
 from engine.errors import EstimateError
 from engine.estimate import estimate
-from engine.information import Outlook, design, forecast
+from engine.information import Outlook, dependence, design, forecast
 from engine.information.rounding import whole_numbers
 from modalities import Gaussian, PoissonCounts
 
@@ -275,6 +275,16 @@ def test_a_bad_request_for_a_forecast_is_refused():
         forecast(two(), {"a": -1})
     with pytest.raises(EstimateError, match="has its kinds of data already"):
         forecast(two(), {"a": 1}, new={"c": Gaussian(parameter_names=("a",), sd=1.0)})
+
+
+def test_parts_that_were_found_to_depend_have_no_forecast():
+    space = ParameterSpace([Parameter("mu")])
+    kinds = {n: Gaussian(parameter_names=("mu",), sd=1.0) for n in "ab"}
+    e = torch.randn(200, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    fit = estimate(Evidence(space, kinds, {"a": e[:, :1], "b": 0.8 * e[:, :1] + 0.6 * e[:, 1:]}))
+    assert forecast(fit, {"a": 100}).sd["mu"] == pytest.approx(500.0**-0.5, rel=1e-6)
+    with pytest.raises(EstimateError, match="'a' and 'b' depend on each other; put them in one plugin"):
+        forecast(dependence(fit).applied(fit), {"a": 100})
 
 
 def refitted(seed, sets):
