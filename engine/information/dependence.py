@@ -2,7 +2,8 @@ r"""Do the parts of a sum depend on each other given θ? Where they do, adding c
 
 Adding is right if the parts are independent given θ; what it gets wrong otherwise is :math:`I(x_1; x_2 \mid \theta)` nats a
 pair. Every pair of plugins is tested at θ̂ (:mod:`engine.information.independence`), with p-values corrected for all pairs
-(Holm). The test rests on what belongs together: observation i of one part and observation i of another.
+(Holm). The test rests on what belongs together: observation i of one part and observation i of another. What an interaction plugin of
+the sum carries is taken for known, so that what is tested is whether anything is left.
 
 Where a pair depends, θ̂ stays consistent and its error bar is wrong. The honest one is Godambe's :math:`J^{-1} K J^{-1}`
 with K the variance of the *joint* score: with C_mn the covariance of the scores of parts m and n in one unit,
@@ -24,10 +25,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.errors import EstimateError, ObservationError
+from engine.errors import EstimateError, ModalityError, ObservationError
 from engine.evidence import Evidence
 from engine.holm import holm
-from engine.information.independence import MOST, Features, independence, information_of, learned_independence
+from engine.information.independence import (
+    MOST,
+    Features,
+    detectable,
+    independence,
+    information_of,
+    learned_independence,
+)
 from engine.learning.simulator import generator_of, seed_of
 from engine.result import Estimate, Status
 
@@ -38,6 +46,11 @@ Pairs = Mapping[str, Any] | Callable[..., Mapping[str, Any]]
 
 _LEAST = 10  # pairs below which no test is worth its name
 _FEW = 50  # pairs from which a covariance of scores begins to be known
+_TIED = 1000  # pairs that are looked at beside interactions, which score each unit with the partner of every other
+_NUMBERS = 2**27  # of those scorings' input: fewer pairs are looked at where observations are large
+_LARGE = 0.05  # p-values above leave room for what would not be seen
+_LITTLE = 0.001  # nats below which a number is noise
+_BLOCK = 2**22  # numbers that are scored at once
 _DRAWN = 5000  # pairs that a simulator is asked for
 _PERMUTATIONS = 1999
 
@@ -49,15 +62,20 @@ class PairTest:
     Attributes:
         plugins: Their names.
         units: How many pairs were looked at: all, or 3000 of more.
-        statistic, dof: n times the squared correlations of their features, and how many there are; about χ² if independent.
+        statistic, dof: n times the squared correlations of their features, and how many there are; about χ² if independent. No degree
+            of freedom: nothing of one of them varies, and nothing was tested.
         p_value: That of random pairings; where a critic was asked too, twice the smaller of both.
         adjusted: Corrected for all pairs tested (Holm).
-        information: I(x_1; x_2 | θ) in nats as if normal scores were jointly normal, or a critic's bound where that is more.
-        carried_by: The interaction plugin that carries what they share; empty where there is none.
+        information: I(x_1; x_2 | θ) in nats a pair, as far as normal scores and their squares show it, or a critic's bound where that
+            is more: right for normal pairs, too little for others. Beside interactions, what they leave.
+        detectable: The nats a pair that a test like this one, of weak dependence, finds with probability 0.8; NaN untested.
+        beside: The interaction plugins whose share is taken for known.
 
     Example:
-        >>> print(PairTest(("a", "b"), 1000, 651.2, 4, 0.0005, 0.0005, 0.51))
-        'a' and 'b': p = 0.0005 of 1000 pairs, about 0.51 nats a pair
+        >>> print(PairTest(("a", "b"), 1000, 651.2, 4, 0.0005, 0.0005, 0.51, 0.006))
+        'a' and 'b': p = 0.0005 of 1000 pairs, 0.51 nats a pair or more
+        >>> print(PairTest(("a", "b"), 20, 3.1, 4, 0.5, 0.5, 0.0, 0.3, ("s12",)))
+        'a' and 'b': p = 0.5 of 20 pairs beside 's12'; 0.3 nats a pair or more would show 4 times in 5
     """
 
     plugins: tuple[str, str]
@@ -67,13 +85,26 @@ class PairTest:
     p_value: float
     adjusted: float
     information: float
-    carried_by: str = ""
+    detectable: float
+    beside: tuple[str, ...] = ()
+
+    @property
+    def tested(self) -> bool:
+        """Whether there was anything to test."""
+        return self.dof > 0
 
     def __str__(self) -> str:
-        first, second = self.plugins
-        carried = f", carried by '{self.carried_by}'" if self.carried_by else ""
-        about = f"about {self.information:.2g} nats a pair"
-        return f"'{first}' and '{second}': p = {self.adjusted:.2g} of {self.units} pairs, {about}{carried}"
+        said = " and ".join(f"'{name}'" for name in self.plugins)
+        if not self.tested:
+            return f"{said}: cannot be tested, as nothing of one of them varies in {self.units} pairs"
+        if self.adjusted > _LARGE:
+            about = f"; {self.detectable:.2g} nats a pair or more would show 4 times in 5"
+        elif self.information < _LITTLE:
+            about = f", few nats a pair ({self.information:.1g} or more)"
+        else:
+            about = f", {self.information:.2g} nats a pair or more"
+        known = f" beside {' and '.join(repr(name) for name in self.beside)}" if self.beside else ""
+        return f"{said}: p = {self.adjusted:.2g} of {self.units} pairs{known}{about}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,14 +140,19 @@ class Dependence:
 
     @property
     def flagged(self) -> tuple[tuple[str, str], ...]:
-        """The pairs that depend, and that no interaction carries, the smallest p-value first."""
-        found = [(t.adjusted, pair) for pair, t in self.pairs.items() if t.adjusted < self.level and not t.carried_by]
+        """The pairs that depend by more than interactions of the sum carry, the smallest p-value first."""
+        found = [(t.adjusted, pair) for pair, t in self.pairs.items() if t.adjusted < self.level]
         return tuple(pair for _, pair in sorted(found))
 
     @property
     def dependent(self) -> bool:
         """Whether any pair is flagged."""
         return bool(self.flagged)
+
+    @property
+    def untested(self) -> tuple[tuple[str, str], ...]:
+        """The pairs of which one part does not vary, so that nothing can be said."""
+        return tuple(pair for pair, t in self.pairs.items() if not t.tested)
 
     @property
     def units(self) -> int:
@@ -153,8 +189,10 @@ class Dependence:
             The estimate with its ``dependence``. One of refined scalars keeps its covariance, which then takes the parts for
             independent; its reason says so.
         """
-        if fit.status is Status.FAILED or not self.dependent:
+        if fit.status is Status.FAILED:
             return replace(fit, dependence=self)
+        if not self.dependent:
+            return replace(fit, dependence=self, reason="; ".join(filter(None, (fit.reason, self._unseen()))))
         said = "; ".join(str(self.pairs[pair]) for pair in self.flagged[:3])
         more = f" and {len(self.flagged) - 3} pairs more" if len(self.flagged) > 3 else ""
         words = f"parts depend on each other, so that the sum counts twice what they share: {said}{more}"
@@ -172,6 +210,19 @@ class Dependence:
         reason = f"{words}; {fit.reason}" if usable else f"{fit.reason}; {words}"
         return replace(fit, dependence=self, status=status, reason=reason)
 
+    def _unseen(self) -> str:
+        """What tests of few pairs, or of none, leave open; empty where there is nothing to say."""
+        if self.untested:
+            first, second = self.untested[0]
+            return f"whether '{first}' and '{second}' depend cannot be tested, as nothing of one of them varies"
+        least = max((t.detectable for t in self.pairs.values()), default=0.0)
+        if self.units >= _FEW:
+            return ""
+        return (
+            f"that parts are independent is not shown by {self.units} pairs, which find {least:.2g} nats a pair or more 4 times in 5; "
+            "give simulated pairs"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for machines."""
         return {
@@ -187,14 +238,17 @@ class Dependence:
                     "p_value": t.p_value,
                     "adjusted_p_value": t.adjusted,
                     "information": t.information,
-                    "carried_by": t.carried_by or None,
+                    "detectable": t.detectable if t.tested else None,
+                    "tested": t.tested,
+                    "beside": list(t.beside),
                 }
                 for t in self.pairs.values()
             ],
         }
 
     def __str__(self) -> str:
-        first = f"{len(self.flagged)} of {len(self.pairs)} pairs depend given θ, at the level {self.level:g}"
+        tested = len(self.pairs) - len(self.untested)
+        first = f"{len(self.flagged)} of {tested} pairs depend given θ, at the level {self.level:g}"
         ordered = sorted(self.pairs.values(), key=lambda t: (t.adjusted, -t.information))
         return "\n".join([first, *(f"  {t}" for t in ordered)])
 
@@ -268,19 +322,25 @@ def dependence(
             f"unit; got {lengths}: give simulated pairs"
         )
     scores = evidence.scores(at)
-    units = {n: _features(evidence, n, scores[n], seed) for n in {n for pair in tested for n in pair}}
     permutations = max(_PERMUTATIONS, math.ceil(10 * len(tested) / level))
+    features: dict[tuple[str, int], Features] = {}
     found = {}
     for k, (a, b) in enumerate(tested):
         own = seed_of(seed, 4, k)
-        statistic, dof, p = independence(units[a], units[b], permutations, own)
-        information = information_of(units[a], units[b])
+        kept, moved, beside = _ties(parts, a, b)
+        rows = _rows(evidence, beside, lengths[a], seed)
+        for name in (a, b):
+            if (name, len(rows)) not in features:
+                features[name, len(rows)] = _features(evidence, name, scores[name], rows)
+        one, other = features[kept, len(rows)], features[moved, len(rows)]
+        weights = _log_weights(evidence, beside, moved, at, rows) if beside else None
+        statistic, dof, p = independence(one, other, permutations, own, weights)
+        information = information_of(one, other) if weights is None else max(0.0, statistic - dof) / (2.0 * len(rows))
+        least = math.nan if not dof else detectable(dof, len(rows), level / len(tested))
         if critic:
-            bound, learned = learned_independence(units[a], units[b], permutations, own)
+            bound, learned = learned_independence(one, other, permutations, own, weights)
             p, information = min(1.0, 2.0 * min(p, learned)), max(information, bound)
-        carriers = [n for n in parts if {a, b} <= set(parts[n])]
-        carried = carriers[0] if carriers else ""
-        found[a, b] = PairTest((a, b), min(lengths[a], MOST), statistic, dof, p, p, information, carried)
+        found[a, b] = PairTest((a, b), len(rows), statistic, dof, p, p, information, least, beside)
     adjusted = holm([t.p_value for t in found.values()]).tolist()
     found = {pair: replace(t, adjusted=q) for (pair, t), q in zip(found.items(), adjusted, strict=True)}
     known = sorted(n for n in evidence.names if lengths[n] >= _LEAST)
@@ -323,15 +383,53 @@ def _evidence(source: Estimate | Evidence, theta: Tensor | Mapping[str, float] |
     return source, source.parameters.tensor(theta)
 
 
-def _features(evidence: Evidence, name: str, scores: Tensor, seed: int) -> Features:
-    """Of one plugin; where there are very many observations, of as many as the test looks at, the same of all plugins."""
-    n = len(scores)
+def _ties(parts: Mapping[str, Sequence[str]], a: str, b: str) -> tuple[str, str, tuple[str, ...]]:
+    """Which of two plugins keeps its order, which is paired anew, and the interactions that the latter takes part in."""
+    over = {name: tuple(sorted(i for i, p in parts.items() if name in p)) for name in (a, b)}
+    kept, moved = (a, b) if len(over[b]) <= len(over[a]) else (b, a)
+    return kept, moved, over[moved]
+
+
+def _rows(evidence: Evidence, beside: Sequence[str], n: int, seed: int) -> Tensor:
+    """Which units a test looks at: all, or as many as it can; the same of all plugins."""
+    most = MOST
+    for name in beside:
+        most = min(most, _TIED, math.isqrt(_NUMBERS // evidence.modalities[name].event_shape.numel()))
+    return torch.arange(n) if n <= most else torch.randperm(n, generator=generator_of(seed, 5, n))[:most]
+
+
+def _features(evidence: Evidence, name: str, scores: Tensor, rows: Tensor) -> Features:
     columns = evidence.parameters.indices(evidence.modalities[name].parameter_names)
-    x = evidence.observations[name].detach().reshape(n, -1)
-    if n > MOST:
-        rows = torch.randperm(n, generator=generator_of(seed, 5, n))[:MOST]
-        x, scores = x[rows], scores[rows]
-    return Features.of(scores[:, columns], x)
+    x = evidence.observations[name].detach().reshape(len(scores), -1)
+    return Features.of(scores[rows][:, columns], x[rows])
+
+
+def _log_weights(evidence: Evidence, beside: Sequence[str], moved: str, theta: Tensor, rows: Tensor) -> Tensor:
+    """Σ s of interactions at θ of unit i with unit j's observation of one plugin, shape (n, n), nats."""
+    n = len(rows)
+    total = torch.zeros(n, n, dtype=torch.float64)
+    for name in beside:
+        modality = evidence.modalities[name]
+        sizes = [evidence.modalities[p].event_shape.numel() for p in modality.parts]
+        start = sum(sizes[: modality.parts.index(moved)])
+        columns = slice(start, start + sizes[modality.parts.index(moved)])
+        x = evidence.observations[name].detach()[rows].to(modality.dtype)
+        at = theta[evidence.parameters.indices(modality.parameter_names)].to(modality.dtype)[None]
+        step = max(1, _BLOCK // (n * x.shape[1]))
+        blocks = []
+        for some in x.split(step):
+            mixed = some[:, None].repeat(1, n, 1)
+            mixed[:, :, columns] = x[:, columns]
+            with torch.no_grad():
+                blocks.append(modality(mixed.flatten(0, 1), at).reshape(len(some), n).to(torch.float64))
+        s = torch.cat(blocks)
+        if not bool((s < math.inf).all()) or not bool(s.diagonal().isfinite().all()):
+            raise ModalityError(
+                f"the scalar of '{name}' must be finite for the units that are there and a number for all others, got "
+                f"{float(s[~(s < math.inf)].flatten()[0]) if not bool((s < math.inf).all()) else -math.inf} at θ = {theta.tolist()}"
+            )
+        total = total + s
+    return total
 
 
 def _covariances(names: Sequence[str], scores: Mapping[str, Tensor]) -> Tensor:

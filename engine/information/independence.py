@@ -1,10 +1,12 @@
 r"""Are two columns of paired observations independent? Permutation tests, exact for any number of pairs.
 
 At one θ, independence given θ is independence: if the parts are independent, pairing their observations anew is as likely as
-the pairs that came. What is compared for each part is its features: scores and residuals as normal scores
+the pairs that came. Where something is known to tie them, pairs are drawn anew with it (:mod:`engine.information.pairing`), and what is
+tested is whether anything else does. What is compared for each part is its features: scores and residuals as normal scores
 (ranks turned into normal quantiles, so that no outlier rules), rotated to unit covariance, and their squares likewise. With
 :math:`\hat R = Z_a^\top Z_b / n` the statistic is :math:`n \lVert \hat R \rVert_F^2`, about χ² with d_a d_b degrees of freedom;
-its p-value is that of random pairings, drawn until enough of them reach it (Besag and Clifford).
+its p-value is that of random pairings, drawn until enough of them reach it (Besag and Clifford). Of parts that are tied, the
+mean of :math:`\hat R` over pairings is taken off first, and each entry is in units of its scatter there.
 
 What features of a fixed form miss, a learned critic may find: a network that tells pairs from re-paired ones on one half of them,
 and its mean over the other half, against re-pairings of that half.
@@ -22,19 +24,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.optimize
 import scipy.stats
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from engine.learning.simulator import generator_of, seeded
+from engine.information.pairing import Pairing
+from engine.learning.simulator import generator_of, seed_of, seeded
 
 __all__: list[str] = []  # what engine.information.dependence asks of two parts
 
 MOST = 3000  # pairs that are looked at; with more, as many are drawn
+_POWER = 0.8  # with which a dependence counts as one that would be found
 _KEPT = 8  # residuals of one part, the widest directions of their normal scores
 _RANK = 1e-6  # of the largest eigenvalue: directions below are rounding
 _BATCH = 64  # pairings at once
+_REFERENCE = 256  # pairings that tell the mean and scatter of parts that are tied
 _STOP = 25  # pairings that reach the statistic: enough to know a large p-value
 _HIDDEN, _STEPS, _RATE, _DECAY = 32, 200, 1e-2, 1e-3  # of the critic
 _JUDGED = 400  # pairs that the critic is judged by, at most
@@ -85,21 +91,48 @@ def _whitened(z: Tensor, most: int | None = None) -> Tensor:
 
 
 def information_of(a: Features, b: Features) -> float:
-    """I(x_a; x_b) in nats as if the normal scores were jointly normal: −½ Σ log(1 − ρ²) over canonical correlations."""
-    d = a.plain.shape[1] * b.plain.shape[1]
-    if not d:
+    """I(x_a; x_b) in nats as far as features show it: of normal scores as if they were jointly normal, or of their squares if more.
+
+    The first is −½ Σ log(1 − ρ²) over canonical correlations, the second ½ Σ ρ² over what squares add to the plain features,
+    right for weak dependence.
+    """
+    n, plain = len(a.plain), a.plain.shape[1] * b.plain.shape[1]
+    if not plain:
         return 0.0
-    rho = torch.linalg.svdvals(a.plain.mT @ b.plain / len(a.plain)).clamp_max(1.0 - 1e-9)
-    return max(0.0, float(-0.5 * torch.log1p(-rho.square()).sum()) - 0.5 * d / len(a.plain))
+    rho = torch.linalg.svdvals(a.plain.mT @ b.plain / n).clamp_max(1.0 - 1e-9)
+    linear = float(-0.5 * torch.log1p(-rho.square()).sum()) - 0.5 * plain / n
+    more = a.whole.shape[1] * b.whole.shape[1] - plain
+    bent = 0.5 * (float((a.whole.mT @ b.whole / n).square().sum() - rho.square().sum()) - more / n)
+    return max(0.0, linear, bent)
 
 
-def independence(a: Features, b: Features, permutations: int, seed: int) -> tuple[float, int, float]:
+def detectable(dof: int, n: int, level: float) -> float:
+    """I in nats a pair that n pairs show with probability 0.8: λ / 2n with λ the noncentrality of χ² that has that power.
+
+    Arguments:
+        dof: Of the statistic, at least 1.
+        n: Pairs.
+        level: Of the test.
+
+    Example:
+        >>> round(detectable(4, 1000, 0.05), 4)  # λ = 11.94
+        0.006
+    """
+    bar = float(scipy.stats.chi2.isf(level, dof))
+    found = scipy.optimize.brentq(lambda x: scipy.stats.ncx2.sf(bar, dof, x) - _POWER, 1e-6, 1e4)
+    return float(found) / (2.0 * n)
+
+
+def independence(
+    a: Features, b: Features, permutations: int, seed: int, log_weights: Tensor | None = None
+) -> tuple[float, int, float]:
     """The statistic, the degrees of freedom that it has about, and the exact p-value of random pairings.
 
     Arguments:
         a, b: Of n pairs.
         permutations: The most that are drawn: the p-value is at least one over one more.
         seed: Of the pairings.
+        log_weights: What is known to tie them: s of unit i with the b of unit j, shape (n, n).
 
     Example:
         >>> x = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
@@ -113,25 +146,23 @@ def independence(a: Features, b: Features, permutations: int, seed: int) -> tupl
     dof = Za.shape[1] * Zb.shape[1]
     if not dof:
         return 0.0, 0, 1.0
-    statistic = float((Za.mT @ Zb).square().sum() / n)
-    pairing = _Pairing(seed, n)
+    pairing = Pairing(n, seed, log_weights)
 
-    def drawn(count: int) -> Tensor:
-        again = Zb[pairing.draw(count).mT].reshape(n, -1)  # (n, count · d_b): one product for all
-        return (Za.mT @ again).square().reshape(Za.shape[1], count, -1).sum((0, 2)) / n
+    def crossed(orders: Tensor) -> Tensor:
+        """Z_aᵀ Z_b of pairings (count, n), shape (count, dof)."""
+        again = Zb[orders.mT].reshape(n, -1)  # (n, count · d_b): one product for all
+        return (Za.mT @ again).reshape(Za.shape[1], len(orders), -1).movedim(1, 0).reshape(len(orders), -1)
 
-    return statistic, dof, _sequential(statistic, drawn, permutations)
+    centre, scale = torch.zeros(dof, dtype=Za.dtype), torch.full((dof,), math.sqrt(n), dtype=Za.dtype)
+    if log_weights is not None:
+        some = torch.cat([crossed(pairing.draw(_BATCH)) for _ in range(_REFERENCE // _BATCH)])
+        centre, scale = some.mean(0), some.std(0).clamp_min(1e-6 * math.sqrt(n))
 
+    def size(cross: Tensor) -> Tensor:
+        return ((cross - centre) / scale).square().sum(-1)
 
-class _Pairing:
-    """Random orders of n units."""
-
-    def __init__(self, seed: int, n: int) -> None:
-        self._generator, self._rows = np.random.default_rng(seed), np.arange(n)
-
-    def draw(self, count: int) -> Tensor:
-        """(count, n)."""
-        return torch.from_numpy(self._generator.permuted(np.tile(self._rows, (count, 1)), axis=1))
+    statistic = float(size((Za.mT @ Zb).reshape(1, -1)))
+    return statistic, dof, _sequential(statistic, lambda count: size(crossed(pairing.draw(count))), permutations)
 
 
 def _sequential(statistic: float, drawn: Callable[[int], Tensor], permutations: int) -> float:
@@ -148,11 +179,14 @@ def _sequential(statistic: float, drawn: Callable[[int], Tensor], permutations: 
     return (1 + reached) / (1 + permutations)
 
 
-def learned_independence(a: Features, b: Features, permutations: int, seed: int) -> tuple[float, float]:
+def learned_independence(
+    a: Features, b: Features, permutations: int, seed: int, log_weights: Tensor | None = None
+) -> tuple[float, float]:
     """A critic's bound on I(x_a; x_b) in nats on pairs that it was not trained on, and the p-value of its mean there.
 
     Arguments:
-        a, b, permutations, seed: As for :func:`independence`.
+        a, b, permutations, seed, log_weights: As for :func:`independence`; of parts that are tied, what is bound is the divergence
+            of the pairs from those that are drawn with what ties them.
 
     Returns:
         The Donsker–Varadhan bound E h − log E' exp h of held-out pairs, at least 0; and the p-value.
@@ -170,10 +204,12 @@ def learned_independence(a: Features, b: Features, permutations: int, seed: int)
         rest = nn.Sequential(nn.SiLU(), nn.Linear(_HIDDEN, _HIDDEN), nn.SiLU(), nn.Linear(_HIDDEN, 1))
     weights = [w for part in (first, second, rest) for w in part.parameters()]
     optimiser = torch.optim.AdamW(weights, lr=_RATE, weight_decay=_DECAY)
+    tied = [None if log_weights is None else log_weights[rows[:, None], rows] for rows in (train, held)]
+    anew = Pairing(len(train), seed_of(seed, 3), tied[0]).draw(_BATCH)
     with torch.enable_grad():
-        for _ in range(_STEPS):
+        for step in range(_STEPS):
             u, v = first(x[train]), second(y[train])
-            other = v[torch.randperm(len(train), generator=generator)]
+            other = v[anew[step % _BATCH]]
             loss = softplus(-rest(u + v)).mean() + softplus(rest(u + other)).mean()
             optimiser.zero_grad()
             loss.backward()
@@ -184,9 +220,9 @@ def learned_independence(a: Features, b: Features, permutations: int, seed: int)
     m = len(held)
     rows = torch.arange(m)
     own = float(every.diagonal().mean())
-    apart = float(torch.logsumexp(every[~torch.eye(m, dtype=torch.bool)], 0)) - math.log(m * (m - 1))
-
-    pairing = _Pairing(seed, m)
+    pairing = Pairing(m, seed, tied[1])
+    others = every[~torch.eye(m, dtype=torch.bool)] if tied[1] is None else every[rows, pairing.draw(_BATCH)].flatten()
+    apart = float(torch.logsumexp(others, 0)) - math.log(len(others))
 
     def drawn(count: int) -> Tensor:
         return every[rows, pairing.draw(count)].mean(-1)

@@ -164,7 +164,8 @@ def test_an_appended_interaction_repairs_the_estimate(tmp_path):
     registry.append("s12", trained())
     after = registry.estimate(data, dependence=True)
     assert after.status == "uncertified"  # learned, and nobody certified it
-    assert after.dependence.pairs["a", "b"].carried_by == "s12"
+    assert after.dependence.pairs["a", "b"].beside == ("s12",)
+    assert not after.dependence.dependent
     covariance = torch.tensor([[1.0, RHO * 2.0], [RHO * 2.0, 4.0]], dtype=torch.float64)
     w = torch.linalg.inv(covariance).sum(0)
     best = float((torch.cat([data["a"], data["b"]], -1).mean(0) @ w) / w.sum())
