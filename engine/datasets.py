@@ -19,6 +19,7 @@ import zarr
 from torch import Tensor
 
 from engine.errors import ObservationError, UnknownPluginError
+from engine.joining import check_named
 from engine.modality import Modality
 from engine.observations import Source, check_block, refuse_identical
 
@@ -92,9 +93,8 @@ class DataSets:
             raise ObservationError(
                 f"no data: give observations for at least one of {', '.join(sorted(modalities)) or 'the plugins'}"
             )
-        for what, given in (("mask", mask or {}), ("offsets", offsets or {})):
-            if extra := sorted(set(given) - set(named)):
-                raise ObservationError(f"{what} of '{extra[0]}' was given, but there is no data of that plugin")
+        for what, given in (("mask", mask), ("offsets", offsets)):
+            check_named(what, given, named)
         self._fields = {
             name: _Field(name, values, modalities[name], (mask or {}).get(name), (offsets or {}).get(name))
             for name, values in named.items()
@@ -266,10 +266,14 @@ def _offsets(name: str, offsets: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Tensor:
-    given = torch.as_tensor(mask)
+    wanted = f"the mask of plugin '{name}' must be boolean of shape (B, N) = {shape[:2]}, an entry for each observation of each data set"
+    try:
+        given = torch.as_tensor(mask)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ObservationError(f"{wanted}, got {mask!r:.60} that is no array of them; True is what counts") from error
     if given.dtype != torch.bool or tuple(given.shape) != shape[:2]:
         raise ObservationError(
-            f"the mask of plugin '{name}' must be boolean of shape {shape[:2]}, got {given.dtype} of shape {tuple(given.shape)}"
+            f"{wanted}, got {given.dtype} of shape {tuple(given.shape)}; True is what counts, and event axes are left out"
         )
     if given.numel() and not bool(given.any()):
         raise ObservationError(

@@ -175,6 +175,36 @@ def refuse_unequal(name: str, lengths: Mapping[str, Any]) -> None:
         )
 
 
+def check_named(what: str, given: Any, named: Mapping[str, Any]) -> None:
+    """Refuse masks or offsets that do not go by the names of plugins that there is data for. ObservationError.
+
+    Arguments:
+        what: "mask" or "offsets".
+        given: Them; None where there are none.
+        named: The data.
+
+    Example:
+        >>> check_named("mask", [True], {"a": [[1.0]]})
+        Traceback (most recent call last):
+        engine.errors.ObservationError: mask must be a mapping from plugins to boolean (B, N), for some of 'a', got list; write
+        mask={'a': ...}
+    """
+    names = [f"'{n}'" for n in sorted(named)]
+    if given is None:
+        return
+    if not isinstance(given, Mapping):
+        form = "boolean (B, N)" if what == "mask" else "integers (B + 1,)"
+        seen = f" of shape {tuple(given.shape)}" if hasattr(given, "shape") else ""
+        raise ObservationError(
+            f"{what} must be a mapping from plugins to {form}, for some of {', '.join(names)}, got {type(given).__name__}{seen}; write "
+            f"{what}={{{names[0]}: ...}}"
+        )
+    if extra := sorted(set(given) - set(named), key=str):
+        raise ObservationError(
+            f"{what} of '{extra[0]}' was given, but there is no data of that plugin; {what} takes the names of the data: {', '.join(names)}"
+        )
+
+
 def join_data_sets(
     data: Mapping[str, Any],
     found: Mapping[str, Sequence[str]],
@@ -187,6 +217,8 @@ def join_data_sets(
         data, mask, offsets: As for :class:`engine.datasets.DataSets`.
         found: Interaction -> its parts, which there is data for.
     """
+    for what, given in (("mask", mask), ("offsets", offsets)):
+        check_named(what, given, data)
     data, mask, offsets = dict(data), dict(mask or {}), dict(offsets or {})
     for name, parts in found.items():
         for kind in (mask, offsets):

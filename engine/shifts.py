@@ -108,7 +108,8 @@ class BeforeAfter:
         before, after: The estimates.
         added: The plugins that came.
         shift: From the one to the other, with covariance C_before − C_after, in what both the data before and the data that
-            came determine; None where a fit failed, or where the data after are not those before and more.
+            came determine; None where a fit failed, where the data after are not those before and more, or where only an
+            interaction came, which has no data of its own.
         parameters: Parameter -> (error before, error after): infinite where it was not identified.
         reason: Why there is no shift; empty where there is one.
 
@@ -192,6 +193,11 @@ def before_after(before: Estimate, after: Estimate) -> BeforeAfter:
         reason = f"the data before are no part of those after: {', '.join(sorted(old - new))} is not there"
     elif not _same_data(before, after):
         reason = "the data before are no part of those after: a plugin was superseded, or has other data"
+    elif added and all(_reads_others(after, name) for name in added):
+        reason = (
+            f"nothing was measured anew: {', '.join(added)} changes how data are read that were there before, and the change of θ̂ has "
+            "no such law"
+        )
     if reason:
         return BeforeAfter(before, after, added, None, reason)
     frame = frame_of(after)
@@ -199,6 +205,12 @@ def before_after(before: Estimate, after: Estimate) -> BeforeAfter:
     came = torch.stack([after.contributions[n].information for n in added]).sum(0) if added else after.information * 0.0
     basis, cosine = common(few, frame.determined(after, came), many.rank)
     return BeforeAfter(before, after, added, nested(frame, before, after, few, many, basis, cosine))
+
+
+def _reads_others(after: Estimate, name: str) -> bool:
+    """Whether a plugin is an interaction, which has no data of its own."""
+    evidence = after._evidence
+    return evidence is not None and name in evidence.modalities and bool(evidence.modalities[name].parts)
 
 
 def _same_data(before: Estimate, after: Estimate) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine.errors import ModalityError
 from engine.evidence import Evidence
+from engine.learning.simulator import draw
 from engine.many import estimate_many
 from engine.result import Estimate
 
@@ -33,7 +34,7 @@ def simulated(evidence: Evidence, theta: Tensor, toys: int, seed: int = 0) -> di
         Plugin -> (B, N, *event_shape), float64.
 
     Raises:
-        ModalityError: for a plugin without a simulator, or with gaps in its data.
+        ModalityError: for a plugin without a simulator, one that fails, or gaps in the data; the message names it.
 
     Example:
         >>> from engine import Parameter, ParameterSpace
@@ -56,8 +57,13 @@ def simulated(evidence: Evidence, theta: Tensor, toys: int, seed: int = 0) -> di
         if modality.allows_missing and any(bool(torch.isnan(x).any()) for x in evidence.observations.blocks(name)):
             raise ModalityError(f"toys cannot have the gaps of the data of '{name}'; leave toys out")
         local = theta[evidence.parameters.indices(modality.parameter_names)]
-        drawn = modality.simulate(local.expand(toys * n, -1), generator).to(torch.float64)
-        data[name] = drawn.reshape(toys, n, *modality.event_shape)
+        label = f"the simulator of plugin '{name}'"
+        drawn = draw(modality.simulate, local.expand(toys * n, -1), generator, modality.event_shape, label)
+        if drawn.excluded:
+            raise ModalityError(
+                f"{label} returned {drawn.excluded} of {toys * n} observations that are not finite; mend it, or leave toys out"
+            )
+        data[name] = drawn.x.reshape(toys, n, *modality.event_shape)
     return data
 
 

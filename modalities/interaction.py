@@ -7,8 +7,9 @@ pairs is :math:`I(x_1; x_2 \mid \theta)`, what adding alone loses. A network h t
 *at the same θ*: L = −½ log σ(h) of pairs − ½ log σ(−h) of redrawn ones is least at h = s_12, whatever the plugins of the
 single parts are like. The identity :math:`E_{x_1 \mid \theta} E_{x_2 \mid \theta}\, e^{s_{12}} = 1` tests it, for every θ.
 
-Its certificate (:func:`engine.certificate.certify`) tests E ∇s = 0 and the normalisation, and says how many pairs it can be trusted for;
-its own curvature is no information, and may be negative.
+Its certificate (:func:`engine.certificate.certify`) tests E ∇s = 0 and the normalisation, and says for how many pairs the bias that it
+brings stays small. Both hold for s = 0 as well: whether it says enough is not among that. Its own curvature is no information, and may
+be negative.
 
 For three parts and more it is :math:`\log p(x_1, \dots, x_k \mid \theta) - \sum_m \log p(x_m \mid \theta)`, all of what they share,
 which by inclusion and exclusion holds what any two of them share already: the largest interaction of a query counts alone.
@@ -30,10 +31,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from engine.errors import ModalityError
-from engine.learning import Learnable, Training, fit
-from engine.learning.simulator import generator_of
+from engine.errors import ModalityError, ParameterError
+from engine.learning import Learnable, Training, TrainingError, fit
+from engine.learning.simulator import asked, generator_of
 from engine.parameters import ParameterSpace
+from engine.posterior.mass import refuse_improper
 from modalities._networks import Pairwise, activation_of, check_hidden, mlp
 
 __all__ = ["Interaction", "InteractionCheck", "fit_interaction"]
@@ -41,11 +43,15 @@ __all__ = ["Interaction", "InteractionCheck", "fit_interaction"]
 #: ``simulate(theta, generator)``: θ (n, P_m) -> part -> (n, *event_shape), both parts of row i from one unit.
 PairSimulator = Callable[[Tensor, torch.Generator], Mapping[str, Tensor]]
 
+_LEAST = 100  # θ to train on, and pairs of a check
+_ERRORS, _OFF = 4.0, 0.02  # of the normalisation: standard errors, and what else it may be off by
+
 
 class Interaction(Pairwise):
     """A learned s_12 over two plugins or more, which has no data of its own: it reads theirs.
 
-    A registry uses it where all of its parts are in the query. It is trained by :func:`fit_interaction`.
+    A registry uses it where all of its parts are in the query. It is trained by :func:`fit_interaction`, which says how much that takes,
+    and how to see by :meth:`check` and :func:`engine.certificate.certify` whether it was enough.
 
     Arguments:
         parts: The plugins, by name, at least two.
@@ -116,20 +122,54 @@ class Interaction(Pairwise):
             Shape (*batch, entries of all).
 
         Raises:
-            ModalityError: for a part that is missing, or has another shape.
+            ModalityError: for a part that is missing, is no tensor, or has another shape or other rows; the message names it.
         """
-        rows = []
+        if not isinstance(parts, Mapping):
+            seen = f"a tensor of shape {tuple(parts.shape)}" if isinstance(parts, Tensor) else type(parts).__name__
+            raise ModalityError(
+                f"observations of an interaction come by part, a mapping with {', '.join(self.parts)}, got {seen}; a simulator of "
+                f"pairs returns {{'{self.parts[0]}': ..., '{self.parts[1]}': ...}}"
+            )
+        rows: list[Tensor] = []
         for name, shape in zip(self.parts, self.event_shapes, strict=True):
             x = parts.get(name)
-            lead = -1 if x is None else x.dim() - len(shape)
-            if x is None or lead < 0 or x.shape[lead:] != shape:
-                seen = "nothing" if x is None else f"{tuple(x.shape)}"
+            lead = x.dim() - len(shape) if isinstance(x, Tensor) else -1
+            if not isinstance(x, Tensor) or lead < 0 or x.shape[lead:] != shape:
+                seen = "nothing" if x is None else f"{tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
                 raise ModalityError(
                     f"observations of '{name}' must have shape (*batch, {', '.join(map(str, shape))}), got {seen}; a simulator of pairs "
                     f"returns a mapping with {', '.join(self.parts)}"
                 )
+            if rows and x.shape[:lead] != rows[0].shape[:-1]:
+                raise ModalityError(
+                    f"observations of '{name}' must have as many rows as those of '{self.parts[0]}', {tuple(rows[0].shape[:-1])}, got "
+                    f"{tuple(x.shape[:lead])}; row i of all parts belongs to one unit"
+                )
             rows.append(x.reshape(*x.shape[:lead], -1))
         return torch.cat(rows, -1)
+
+    def _drawn(self, simulate: PairSimulator, theta: Tensor, generator: torch.Generator) -> Tensor:
+        """Units that a simulator of pairs makes, their parts side by side.
+
+        Arguments:
+            simulate: As for :func:`fit_interaction`.
+            theta: Shape (n, P_m).
+            generator: Its source of randomness.
+
+        Returns:
+            Shape (n, entries of all).
+
+        Raises:
+            ModalityError: for a simulator that raises, or does not return one row of every part for each θ.
+        """
+        label = f"the simulator of {' and '.join(map(repr, self.parts))}"
+        x = self.joined(asked(simulate, theta, generator, label))
+        if x.shape[:-1] != theta.shape[:1]:
+            raise ModalityError(
+                f"{label} must return one row of '{self.parts[0]}' and every other part for each of {len(theta)} θ, got "
+                f"{tuple(x.shape[:-1])}; row i belongs to θ i"
+            )
+        return x
 
     def redrawn(self, first: Tensor, *others: Tensor) -> Tensor:
         """Rows whose parts come from different draws at the same θ: the first part of ``first``, the second of the next …
@@ -150,8 +190,15 @@ class Interaction(Pairwise):
         Arguments:
             simulate: As for :func:`fit_interaction`.
             theta: θ, values of ``parameter_names``, shape (P_m,).
-            simulations: How many pairs.
+            simulations: How many pairs, at least 100.
             seed: Of the simulations; take another one than for training.
+
+        Returns:
+            :class:`InteractionCheck`; look at ``normalised``.
+
+        Raises:
+            ParameterError: for a θ of another shape, or one that is not finite.
+            ModalityError: for fewer simulations, and a simulator that fails, or does not return finite parts; the message names them.
 
         Example:
             >>> s12 = Interaction(("a", "b"), ("mu",), event_shapes=((), ()))
@@ -160,10 +207,17 @@ class Interaction(Pairwise):
             >>> s12.check(apart, torch.zeros(1), 1000).normalisation_error < 0.1
             True
         """
-        at = theta.reshape(1, -1).expand(simulations, -1)
-        draws = [
-            self.joined(simulate(at.clone(), generator_of(seed, k))).to(torch.float64) for k in range(len(self.parts))
-        ]
+        at = self._one_theta(theta)
+        if not isinstance(simulations, int) or isinstance(simulations, bool) or simulations < _LEAST:
+            raise ModalityError(f"a check takes at least {_LEAST} simulations, got {simulations!r}; 10_000 are usual")
+        at = at.expand(simulations, -1)
+        draws = [self._drawn(simulate, at, generator_of(seed, k)).to(torch.float64) for k in range(len(self.parts))]
+        lost = sum(int((~torch.isfinite(x).all(-1)).sum()) for x in draws)
+        if lost:
+            raise ModalityError(
+                f"the simulator of {' and '.join(map(repr, self.parts))} must return finite values, got {lost} of "
+                f"{simulations * len(draws)} units that are not, at θ = {at[0].tolist()}; mend it, or check another θ"
+            )
         with torch.no_grad():
             own = self(draws[0], at.to(torch.float64)).to(torch.float64)
             apart = self(self.redrawn(*draws), at.to(torch.float64)).to(torch.float64).exp()
@@ -171,6 +225,17 @@ class Interaction(Pairwise):
         return InteractionCheck(
             float(own.mean()), float(own.std()) / root, float(apart.mean()), float(apart.std()) / root, simulations
         )
+
+    def _one_theta(self, theta: Any) -> Tensor:
+        """θ of shape (1, P_m). ParameterError where it is none."""
+        at, P = torch.as_tensor(theta), len(self.parameter_names)
+        if at.dim() > 2 or at.numel() != P or not bool(torch.isfinite(at).all()):
+            seen = f"{at.tolist()}" if at.numel() == P else f"shape {tuple(at.shape)}"
+            raise ParameterError(
+                f"theta must be one finite θ, the values of {', '.join(self.parameter_names)} with shape ({P},), got {seen}; "
+                "check one θ at a time"
+            )
+        return (at if at.is_floating_point() else at.to(torch.float64)).reshape(1, -1)
 
 
 @dataclass(frozen=True)
@@ -187,6 +252,8 @@ class InteractionCheck:
     Example:
         >>> print(InteractionCheck(0.511, 0.004, 0.998, 0.006, 10_000))
         0.511 ± 0.004 nats a pair, normalisation 0.998 ± 0.006, from 10000 pairs
+        >>> print(InteractionCheck(0.311, 0.004, 0.898, 0.006, 10_000))
+        0.311 ± 0.004 nats a pair, normalisation 0.898 ± 0.006, from 10000 pairs; not normalised: train it longer or with more simulations
     """
 
     information: float
@@ -195,10 +262,16 @@ class InteractionCheck:
     normalisation_error: float
     simulations: int
 
+    @property
+    def normalised(self) -> bool:
+        """Whether the normalisation is 1 within 4 of its errors and 0.02. Enough training brings it there; so does none, where s = 0."""
+        return abs(self.normalisation - 1.0) <= _ERRORS * self.normalisation_error + _OFF
+
     def __str__(self) -> str:
+        doubt = "" if self.normalised else "; not normalised: train it longer or with more simulations"
         return (
             f"{self.information:.3f} ± {self.information_error:.3f} nats a pair, normalisation {self.normalisation:.3f} ± "
-            f"{self.normalisation_error:.3f}, from {self.simulations} pairs"
+            f"{self.normalisation_error:.3f}, from {self.simulations} pairs{doubt}"
         )
 
 
@@ -246,12 +319,20 @@ def fit_interaction(
 ) -> Training:
     """Train an interaction in place, from a simulator of pairs.
 
+    How much training it takes depends on the data. For two numbers, 6,000 θ and 12 epochs leave the information within 0.05 nats and
+    the normalisation within 0.06; 50,000 and 40 leave both within 0.02. Look at both sides afterwards:
+
+    - :meth:`Interaction.check` at several θ of the prior should find a normalisation of 1 within its error (``normalised``). One that says
+      nothing, as before training, is normalised too: ``information`` should be what :func:`engine.information.dependence` finds in pairs.
+    - :func:`engine.certificate.certify` with the same simulator says for how many pairs its mean score leaves θ̂ nearly unbiased,
+      ``n_max()`` of the certificate, and notes a normalisation that is off. It does not see one that says too little.
+
     Arguments:
         interaction: What is trained.
-        prior: Has its parameters, each with a prior.
+        prior: Has its parameters, each with a proper prior.
         simulate: ``simulate(theta, generator)``: θ (n, P_m) in the order of its ``parameter_names`` -> part -> (n, *event_shape),
             all parts of row i from one unit. It is called once for each part at every θ.
-        simulations: How many θ.
+        simulations: How many θ, at least 100.
         seed: What everything random follows from.
         settings: Others of :func:`engine.learning.fit`.
 
@@ -259,7 +340,10 @@ def fit_interaction(
         As :func:`engine.learning.fit`.
 
     Raises:
-        ModalityError: for a simulator that does not return the parts. Others as :func:`engine.learning.fit`.
+        PosteriorError: for a parameter with an improper prior.
+        TrainingError: for fewer simulations, or no simulator.
+        ModalityError: for a simulator that fails, or does not return the parts; the message names the part. Others as
+            :func:`engine.learning.fit`.
 
     Example:
         >>> from torch.distributions import Normal
@@ -274,9 +358,21 @@ def fit_interaction(
         ('mu',)
     """
     k = len(interaction.parts)
+    if not callable(simulate):
+        raise TrainingError(
+            f"an interaction needs a simulator of pairs, got {type(simulate).__name__}; pass simulate=function(theta, generator) that "
+            f"returns {', '.join(interaction.parts)} by name"
+        )
+    if isinstance(simulations, int) and simulations < _LEAST:
+        raise TrainingError(
+            f"an interaction takes at least {_LEAST} simulations, got {simulations!r}; 10_000 are a start, 50_000 are better"
+        )
+    if isinstance(prior, ParameterSpace):
+        others = {n: 0.0 for n in prior.names if n not in interaction.parameter_names}
+        refuse_improper(prior, others, "an interaction")
 
     def draws(theta: Tensor, generator: torch.Generator) -> Tensor:
-        return torch.stack([interaction.joined(simulate(theta, generator)) for _ in range(k)], 1)
+        return torch.stack([interaction._drawn(simulate, theta, generator) for _ in range(k)], 1)
 
     outer = _Redrawn(interaction)
     training = fit(outer, prior=prior, simulate=draws, simulations=simulations, seed=seed, **settings)

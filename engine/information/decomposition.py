@@ -49,6 +49,9 @@ class Decomposition:
         unit: ``"nats"`` or ``"bits"``, of all numbers.
         errors: Standard errors by name, of what was estimated from samples; empty where numbers are exact.
         gap: By how much R may be too small, and U and S too large, because the optimisation ended: an upper bound.
+        reliable: Whether the scalars that it was made of passed every gate (:mod:`engine.information.worth`); True for tables and
+            posteriors, which are taken at their word.
+        reason: What failed; empty where nothing did.
 
     Example:
         >>> found = Decomposition(0.5, 0.0, 0.0, 1.0, 0.5, 0.5, 1.5, 0.5, unit="bits")
@@ -69,6 +72,8 @@ class Decomposition:
     unit: str = "nats"
     errors: Mapping[str, float] = field(default_factory=dict)
     gap: float = 0.0
+    reliable: bool = True
+    reason: str = ""
 
     def to(self, unit: str) -> Decomposition:
         """The same in another unit.
@@ -84,11 +89,13 @@ class Decomposition:
         return replace(self, unit=unit, errors={n: v * factor for n, v in self.errors.items()}, **scaled)
 
     def _numbers(self) -> dict[str, float | None]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("unit", "errors")}
+        words = ("unit", "errors", "reliable", "reason")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in words}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for machines."""
-        return {**self._numbers(), "unit": self.unit, "errors": dict(self.errors)}
+        verdict = {"reliable": self.reliable, "reason": self.reason}
+        return {**self._numbers(), "unit": self.unit, "errors": dict(self.errors), **verdict}
 
     def __str__(self) -> str:
         def said(name: str) -> str:
@@ -100,9 +107,9 @@ class Decomposition:
             f"synergy {said('synergy')} {self.unit}" if self.synergy is not None else f"{self.unit}; synergy unknown"
         )
         text = f"redundancy {said('redundancy')}, unique {said('unique1')} and {said('unique2')}, {synergy}"
-        if self.conditional_information is None:
-            return text
-        return f"{text}; the sum of both misses {said('conditional_information')} {self.unit}"
+        if self.conditional_information is not None:
+            text = f"{text}; the sum of both misses {said('conditional_information')} {self.unit}"
+        return text if self.reliable else f"{text}  not reliable: {self.reason}"
 
 
 def taken_apart(

@@ -129,8 +129,9 @@ def design(
         A :class:`Design`. Whole numbers are found by rounding down and exchanging; ``efficiency`` says how good they are.
 
     Raises:
-        EstimateError: for kinds or parameters that are not there, costs or limits that make no sense, a budget that does
-            not pay for the limits, or a target that no numbers determine. Others as
+        EstimateError: for kinds or parameters that are not there, costs or limits that make no sense, tied kinds of which not all
+            have a cost, a budget that does not pay for the limits or for one observation, or a target that no numbers within it
+            determine. Others as
             :func:`engine.information.forecast`.
 
     Example:
@@ -148,17 +149,26 @@ def design(
         ({'t = -1.0': 2, 't = 0.0': 0, 't = 1.0': 6}, 0.5)
     """
     outlook = _outlook(source, new, seed)
-    names, price, low, high = _limits(outlook, costs, budget, at_least or {}, at_most or {})
-    problem = _Problem.of(outlook, names, high, criterion, target)
+    _refuse_costs(outlook, costs, budget, at_least or {}, at_most or {})
+    groups = _groups(outlook, costs)
+    price, low, high = _limits(groups, costs, budget, at_least or {}, at_most or {}, whole)
+    problem = _Problem.of(outlook, groups, high, criterion, target)
     relaxed = _optimum(problem, price, budget, low, high)
     bound, numbers = problem.value(relaxed), relaxed
     if whole:
         numbers = whole_numbers(problem.value, relaxed, price, budget, low, high)
+    if unknown := problem.undetermined(numbers):
+        raise EstimateError(
+            f"a budget of {budget:g} buys no {'whole ' if whole else ''}numbers of {', '.join(costs)} that determine "
+            f"{', '.join(unknown)}; raise it, or at_most"
+        )
     value = problem.value(numbers)
-    more = {n: round(float(k)) if whole else float(k) for n, k in zip(names, numbers, strict=True)}
+    each = {n: k for group, k in zip(groups, numbers.tolist(), strict=True) for n in group}
+    best = {n: k for group, k in zip(groups, relaxed.tolist(), strict=True) for n in group}
+    more = {n: round(each[n]) if whole else each[n] for n in costs}
     return Design(
         more=more,
-        relaxed=dict(zip(names, relaxed.tolist(), strict=True)),
+        relaxed={n: best[n] for n in costs},
         cost=float(price @ numbers),
         budget=float(budget),
         criterion=criterion,
@@ -169,17 +179,20 @@ def design(
     )
 
 
-def _limits(
+def _refuse_costs(
     outlook: Outlook,
     costs: Mapping[str, float],
     budget: float,
     at_least: Mapping[str, float],
     at_most: Mapping[str, float],
-) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
-    """The kinds, their costs, and the fewest and the most observations, which the budget bounds."""
-    names = list(costs)
+) -> None:
     for what, given in (("costs", costs), ("at_least", at_least), ("at_most", at_most)):
         for name, number in given.items():
+            if name in outlook.tied:
+                parts = outlook.tied[name][0]
+                raise EstimateError(
+                    f"{what} names '{name}', which has no data of its own: {' and '.join(map(repr, parts))} bring it along"
+                )
             if name not in outlook.units or name not in costs:
                 known = outlook.units if what == "costs" else costs
                 raise EstimateError(
@@ -188,21 +201,56 @@ def _limits(
             if not (0.0 < number < math.inf if what == "costs" else number >= 0.0):
                 rule = "> 0 and finite" if what == "costs" else ">= 0"
                 raise EstimateError(f"{what} of '{name}' must be {rule}, got {number}")
-    if not names or not 0.0 < budget < math.inf:
-        raise EstimateError(
-            f"a design needs costs of at least one kind and a budget > 0, got {dict(costs)} and {budget}"
-        )
-    price = np.array([float(costs[n]) for n in names])
-    low = np.array([float(at_least.get(n, 0.0)) for n in names])
-    most = np.array([float(at_most.get(n, math.inf)) for n in names])
+    if not costs:
+        raise EstimateError(f"a design needs the cost of at least one kind; there are {', '.join(outlook.units)}")
+    if not 0.0 < budget < math.inf:
+        raise EstimateError(f"the budget of a design must be > 0 and finite, in the unit of the costs, got {budget}")
+
+
+def _groups(outlook: Outlook, costs: Mapping[str, float]) -> list[tuple[str, ...]]:
+    """The kinds that are bought together, in the order of the costs: those that interactions tie, others alone."""
+    group = {n: {n} for n in outlook.units}
+    for parts, _ in outlook.tied.values():
+        whole = set().union(*(group[p] for p in parts))
+        for part in whole:
+            group[part] = whole
+    out: list[tuple[str, ...]] = []
+    for name in costs:
+        if any(name in done for done in out):
+            continue
+        if missing := sorted(group[name] - set(costs)):
+            raise EstimateError(
+                f"'{name}' is read together with '{missing[0]}', so that as many of both are taken: give the costs of both"
+            )
+        out.append(tuple(n for n in costs if n in group[name]))
+    return out
+
+
+def _limits(
+    groups: Sequence[Sequence[str]],
+    costs: Mapping[str, float],
+    budget: float,
+    at_least: Mapping[str, float],
+    at_most: Mapping[str, float],
+    whole: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The cost of one unit of each group, and the fewest and the most of them, which the budget bounds."""
+    price = np.array([sum(float(costs[n]) for n in group) for group in groups])
+    low = np.array([max(float(at_least.get(n, 0.0)) for n in group) for group in groups])
+    most = np.array([min(float(at_most.get(n, math.inf)) for n in group) for group in groups])
     rest = budget - price @ low
     if rest < -1e-9 * budget:
         raise EstimateError(
             f"at_least costs {price @ low:g}, more than the budget of {budget:g}; raise it, or ask for less"
         )
-    if bad := [n for n, a, b in zip(names, low, most, strict=True) if a > b]:
+    if bad := [group[0] for group, a, b in zip(groups, low, most, strict=True) if a > b]:
         raise EstimateError(f"at_least of '{bad[0]}' is more than its at_most; correct one of them")
-    return names, price, low, np.minimum(most, low + max(0.0, rest) / price)
+    high = np.minimum(most, low + max(0.0, rest) / price)
+    if whole and float(np.floor(high + 1e-9).max()) < 1.0:
+        raise EstimateError(
+            f"a budget of {budget:g} buys no observation, of which the cheapest costs {price.min():g}; raise it, or at_most"
+        )
+    return price, low, high
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,12 +262,13 @@ class _Problem:
     units: np.ndarray  # (M, F, F)
     aims: np.ndarray  # (F, k): the columns a of Σ aᵀ C a; for "D", the coordinates whose volume counts
     size: float  # of φ: a factor, for "D" what log det of the scales adds
+    labels: tuple[str, ...]  # what messages call the aims
 
     @classmethod
     def of(
         cls,
         outlook: Outlook,
-        names: Sequence[str],
+        groups: Sequence[Sequence[str]],
         high: np.ndarray,
         criterion: str,
         target: str | Sequence[str] | Mapping[str, float] | None,
@@ -227,7 +276,8 @@ class _Problem:
         aims, labels = _aims(outlook, criterion, target)
         basis = _basis(outlook)
         known = basis.T @ outlook.known.numpy() @ basis
-        units = np.stack([basis.T @ outlook.units[n].numpy() @ basis for n in names])
+        units = np.stack([basis.T @ outlook.information(dict.fromkeys(group, 1.0)).numpy() @ basis for group in groups])
+        units = units - known
         most = known + np.tensordot(high, units, 1)
         heard = most.diagonal() > 0.0
         scale = 1.0 / np.sqrt(np.where(heard, most.diagonal(), 1.0))
@@ -239,7 +289,8 @@ class _Problem:
         lost = np.linalg.norm(flat.T @ within, axis=0) > 1e-6 * length if flat.size else length < 0.0
         if unknown := [label for label, bad, far in zip(labels, lost, length, strict=True) if bad or far == 0.0]:
             raise EstimateError(
-                f"no numbers of {', '.join(names)} determine {', '.join(unknown)}; add a kind of data that does, or another target"
+                f"no numbers of {', '.join(n for group in groups for n in group)} determine {', '.join(unknown)}; add a kind of data "
+                "that does, or another target"
             )
         known, units = known * scale[:, None] * scale, units * scale[:, None] * scale
         if criterion == "D":
@@ -251,9 +302,17 @@ class _Problem:
             own = np.sqrt((known + np.tensordot(high, units, 1)).diagonal())
             known, units = known / own[:, None] / own, units / own[:, None] / own
             k = within.shape[1]
-            return cls("D", known, units, np.eye(len(known))[:, :k], float(-2.0 * np.log(own[:k]).sum()))
+            return cls("D", known, units, np.eye(len(known))[:, :k], float(-2.0 * np.log(own[:k]).sum()), tuple(labels))
         size = float(np.square(within).sum())
-        return cls(criterion, known, units, within / math.sqrt(size), size)
+        return cls(criterion, known, units, within / math.sqrt(size), size, tuple(labels))
+
+    def undetermined(self, numbers: np.ndarray) -> list[str]:
+        """The aims that some numbers leave open."""
+        J = self.known + np.tensordot(numbers, self.units, 1)
+        values, vectors = np.linalg.eigh(J)
+        flat = vectors[:, values <= _UNKNOWN]
+        open_ = np.linalg.norm(flat.T @ self.aims, axis=0) > 1e-6 * np.linalg.norm(self.aims, axis=0)
+        return [label for label, bad in zip(self.labels, open_, strict=True) if bad] if flat.size else []
 
     def information(self, numbers: np.ndarray) -> np.ndarray:
         return self.known + np.tensordot(numbers, self.units, 1) + _RIDGE * np.eye(len(self.known))

@@ -38,8 +38,8 @@ def decompose(table: Tensor | np.ndarray | Any, unit: str = "nats") -> Decomposi
         A :class:`engine.information.Decomposition`, exact to about 1e-6.
 
     Raises:
-        ValueError: for a table of another shape, with negative or non-finite entries, or a sum that is not 1, and for a table of
-            more than 20,000 possible cells (:func:`engine.information.decompose_samples` takes larger ones).
+        ValueError: for what is no table of numbers, another shape, negative or non-finite entries, or a sum that is not 1, and for a
+            table of more than 20,000 possible cells (:func:`engine.information.decompose_samples` takes larger ones).
         EstimateError: where the solver fails.
 
     Example:
@@ -74,7 +74,19 @@ def decompose(table: Tensor | np.ndarray | Any, unit: str = "nats") -> Decomposi
 
 def checked_table(table: Any) -> np.ndarray:
     """p(x_1, x_2, y) as float64 with sum 1. ValueError for what is none."""
-    p = np.asarray(table.detach().cpu() if isinstance(table, Tensor) else table, dtype=np.float64)
+    try:
+        p = np.asarray(table.detach().cpu() if isinstance(table, Tensor) else table)
+    except (TypeError, ValueError) as error:  # rows of unequal lengths
+        raise ValueError(
+            f"a table is p(x1, x2, y), real numbers of shape (n1, n2, n_y), got a {type(table).__name__} that is no array; give every "
+            "row as many entries"
+        ) from error
+    if p.dtype.kind not in "biuf":
+        raise ValueError(
+            f"a table is p(x1, x2, y), real numbers of shape (n1, n2, n_y), got a {type(table).__name__}: "
+            f"{' '.join(repr(table).split()):.60}; give an array of probabilities with y on the last axis"
+        )
+    p = p.astype(np.float64)
     if p.ndim != 3 or 0 in p.shape:
         raise ValueError(f"a table is p(x1, x2, y) of shape (n1, n2, n_y), got shape {p.shape}; put y on the last axis")
     bad = np.argwhere(~(np.isfinite(p) & (p >= 0.0)))

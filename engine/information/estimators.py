@@ -7,7 +7,8 @@ With E over pairs and E' over pairs that do not belong together, b = log E' exp 
 
 SMILE trains by the Jensen–Shannon objective, whose optimum is log p(x, y) / p(x) p(y), and reads Donsker–Varadhan off with T
 clipped to ±τ where it is exponentiated. CLUB, :math:`E \log q(y \mid x) - E' \log q(y \mid x)`, is an upper bound for a true
-conditional law; here the law is a normal one whose mean and widths are networks. All are in nats.
+conditional law, above I by KL(p(x) p(y) ‖ p(x, y)): for normal x and y with correlation ρ it is ρ² / (1 − ρ²). Here the law is a
+normal one whose mean and widths are networks, and for another law it bounds nothing. All are in nats.
 
 References:
     | Donsker and Varadhan, Comm. Pure Appl. Math. 36 (1983) 183; Belghazi et al. (2018), https://arxiv.org/abs/1801.04062
@@ -43,6 +44,7 @@ class Estimator:
         objective: What training maximises.
         value: Nats.
         bounded: Whether the value cannot pass log k.
+        upper: Whether it is a bound from above, and no estimate.
 
     Example:
         >>> T = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])
@@ -54,6 +56,7 @@ class Estimator:
     objective: Callable[[Tensor, Tensor | None], Tensor]
     value: Callable[[Tensor, Tensor | None], Tensor]
     bounded: bool = False
+    upper: bool = False
 
 
 def _apart(T: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -113,6 +116,6 @@ ESTIMATORS = {
         Estimator("dv", _dv, _dv),
         Estimator("nwj", _nwj, _nwj),
         Estimator("infonce", _infonce, _infonce, bounded=True),
-        Estimator("club", _likelihood, _club),
+        Estimator("club", _likelihood, _club, upper=True),
     )
 }

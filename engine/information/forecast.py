@@ -4,6 +4,9 @@ Information adds: with J what is known at θ and :math:`J_m` the expected inform
 n_m more of each leave :math:`C = \big(J + \sum_m n_m J_m\big)^{-1}`. The data at hand count with the information that they
 turned out to have, those to come with the information to be expected of them.
 
+Kinds that an interaction ties (:mod:`engine.joining`) are taken together, unit by unit: as many of each, which bring the interaction's
+information along.
+
 References:
     | Fisher, J. R. Stat. Soc. 98 (1935) 39; Tegmark, Taylor, Heavens (1997), https://arxiv.org/abs/astro-ph/9603021
 """
@@ -42,6 +45,7 @@ class Outlook:
         theta: θ, shape (P,).
         known: The information at hand, shape (P, P); zeros where there are no data yet.
         units: Kind of data -> the expected information of one observation, shape (P, P).
+        tied: Interaction -> (the kinds whose observations it reads together, what it adds to the information of one unit).
         held: Components that are fixed or lie on an active bound, boolean, shape (P,).
         face: What else holds θ: linear rows and cones.
 
@@ -60,6 +64,7 @@ class Outlook:
     units: Mapping[str, Tensor]
     held: Tensor
     face: Face | None = field(default=None, repr=False)
+    tied: Mapping[str, tuple[tuple[str, ...], Tensor]] = field(default_factory=dict)
 
     @classmethod
     def at(
@@ -82,10 +87,12 @@ class Outlook:
             simulations, seed: For kinds without a closed form: the covariance of simulated scores is their information.
 
         Raises:
+            EstimateError: for an interaction, whose information nobody knows before there are data.
             ModalityError: for a kind with neither a closed form nor a simulator.
             ParameterError: for a θ that is none.
         """
         at = parameters.tensor(theta)
+        _refuse_interactions(modalities)
         units = {n: _unit(parameters, n, m, at, simulations, seed) for n, m in modalities.items()}
         P = len(parameters)
         known = prior_derivatives(parameters, at[None])[2][0] if prior else torch.zeros(P, P, dtype=torch.float64)
@@ -112,10 +119,14 @@ class Outlook:
         evidence = fit._usable("a forecast")
         if taken := sorted(set(new or {}) & set(evidence.modalities)):
             raise EstimateError(f"new kinds of data need names of their own, got '{taken[0]}', of which there are data")
+        _refuse_interactions(new or {})
         counted: Mapping[str, int] = {} if fit.refinement is None else fit.refinement.observations
-        units = {}
+        units, tied = {}, {}
         for name, modality in evidence.modalities.items():
-            if name not in counted and (modality.has_expected_information or modality.has_simulator):
+            if modality.parts:
+                each = fit.contributions[name].information / evidence.observations.lengths[name]
+                tied[name] = (tuple(modality.parts), each)
+            elif name not in counted and (modality.has_expected_information or modality.has_simulator):
                 units[name] = _unit(fit.parameters, name, modality, fit.theta, simulations, seed)
             else:
                 each = counted.get(name, evidence.observations.lengths[name])
@@ -126,7 +137,7 @@ class Outlook:
         if fit._face is not None:
             unit = fit._face.unit[0]
             known = known + fit._face.curvature[0] / (unit[:, None] * unit)
-        return cls(fit.parameters, fit.theta, known, units, fit._fixed(), fit._face)
+        return cls(fit.parameters, fit.theta, known, units, fit._fixed(), fit._face, tied)
 
     def information(self, more: Mapping[str, float]) -> Tensor:
         """J after n_m more observations of each kind, shape (P, P).
@@ -135,10 +146,16 @@ class Outlook:
             more: Kind -> how many more; fractions are allowed, kinds that are left out have none.
 
         Raises:
-            EstimateError: for a kind that is not there, or a number that is negative or not finite.
+            EstimateError: for a kind that is not there, an interaction, a number that is negative or not finite, or other numbers of
+                kinds that are tied.
         """
         total = self.known.clone()
         for name, number in more.items():
+            if name in self.tied:
+                parts = self.tied[name][0]
+                raise EstimateError(
+                    f"'{name}' has no data of its own: ask for as many of {' and '.join(map(repr, parts))}, which bring it along"
+                )
             if name not in self.units:
                 raise EstimateError(
                     f"no kind of data '{name}' to take more of; there are {', '.join(self.units)}: correct the name, or give it as new"
@@ -146,6 +163,14 @@ class Outlook:
             if not 0.0 <= float(number) < math.inf:
                 raise EstimateError(f"the number of further observations of '{name}' must be >= 0, got {number}")
             total = total + float(number) * self.units[name]
+        for name, (parts, each) in self.tied.items():
+            numbers = {part: float(more.get(part, 0.0)) for part in parts}
+            if len(set(numbers.values())) > 1:
+                raise EstimateError(
+                    f"'{name}' reads {' and '.join(map(repr, parts))} together, of which as many must be taken, got "
+                    f"{ {n: f'{k:g}' for n, k in numbers.items()} }; or estimate with without='{name}'"
+                )
+            total = total + numbers[parts[0]] * each
         return total
 
     def covariance(self, more: Mapping[str, float]) -> Covariance:
@@ -162,6 +187,14 @@ class Outlook:
         """
         floor = curvature_floor(self.parameters, self.theta)
         return covariance(self.information(more), self.held, floor, kind="expected", face=_flat(self.face))
+
+
+def _refuse_interactions(modalities: Mapping[str, Modality]) -> None:
+    if tied := [n for n, m in modalities.items() if m.parts]:
+        raise EstimateError(
+            f"'{tied[0]}' is an interaction, whose information is known at an estimate that has it; forecast from such an estimate, "
+            "or leave it out"
+        )
 
 
 def _flat(face: Face | None) -> Face | None:

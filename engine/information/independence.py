@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.optimize
@@ -119,7 +120,7 @@ def detectable(dof: int, n: int, level: float) -> float:
         0.006
     """
     bar = float(scipy.stats.chi2.isf(level, dof))
-    found = scipy.optimize.brentq(lambda x: scipy.stats.ncx2.sf(bar, dof, x) - _POWER, 1e-6, 1e4)
+    found: Any = scipy.optimize.brentq(lambda x: scipy.stats.ncx2.sf(bar, dof, x) - _POWER, 1e-6, 1e4)
     return float(found) / (2.0 * n)
 
 

@@ -5,6 +5,9 @@ Redundancy and unique information need the two plugins alone: their posteriors o
 two share given θ, and ``pairs`` simulate them together; or somebody says that they are independent given θ, so that their sum is it.
 Elsewhere synergy is None, and not zero.
 
+Numbers are as good as the scalars that they are made of, which :mod:`engine.information.worth` tests: an interaction that was
+trained too little leaves posteriors that are too sure, and what it carries is a lower bound.
+
 Beside it stands what the sum of the two misses, :math:`I(x_1; x_2 \mid \theta) = E\, s_{12}`: another thing than synergy, see
 :mod:`engine.information.decomposition`.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +27,7 @@ from engine.information.decomposition import Decomposition
 from engine.information.plugins import plugins_of
 from engine.information.scores import Pairs, Scores, scored
 from engine.information.transport import decompose_samples
+from engine.information.worth import claims
 from engine.learning.simulator import Simulate
 from engine.modality import Modality
 from engine.parameters import ParameterSpace
@@ -31,7 +35,42 @@ from engine.parameters import ParameterSpace
 if TYPE_CHECKING:
     from engine.registry import Registry
 
-__all__ = ["Interactions", "interactions", "interactions_of"]
+__all__ = ["Carried", "Interactions", "interactions", "interactions_of"]
+
+
+@dataclass(frozen=True)
+class Carried:
+    r"""What an interaction plugin carries, from simulations of its parts together.
+
+    Attributes:
+        parts: The plugins that it is over.
+        information: The mean of its scalar, nats a unit, with standard error ``error``: :math:`E \log p(x_1, \dots, x_k \mid \theta)
+            - \sum_m E \log p(x_m \mid \theta)`.
+        beyond: Of three and more parts, what is left after those of fewer of them, by inclusion and exclusion, with standard error
+            ``beyond_error``; negative where smaller ones share among each other. None unless an interaction of every smaller set
+            of its parts is there too: there are 2^k − k − 2 of them.
+
+    Example:
+        >>> print(Carried(("a", "b", "c"), 0.69, 0.01, 0.12, 0.02))
+        0.690 ± 0.010 nats a unit, 0.120 ± 0.020 of them beyond interactions of fewer parts
+    """
+
+    parts: tuple[str, ...]
+    information: float
+    error: float
+    beyond: float | None = None
+    beyond_error: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for machines."""
+        numbers = {"information": self.information, "error": self.error}
+        return {"parts": list(self.parts), **numbers, "beyond": self.beyond, "beyond_error": self.beyond_error}
+
+    def __str__(self) -> str:
+        text = f"{self.information:.3f} ± {self.error:.3f} nats a unit"
+        if self.beyond is None:
+            return text
+        return f"{text}, {self.beyond:.3f} ± {self.beyond_error:.3f} of them beyond interactions of fewer parts"
 
 
 @dataclass(frozen=True)
@@ -41,6 +80,7 @@ class Interactions:
     Attributes:
         pairs: (plugin, plugin) -> its decomposition.
         joint: (plugin, plugin) -> what the joint scalar is: the name of an interaction, ``"sum"``, or empty where nobody knows it.
+        carried: Interaction -> what it carries; empty where parts were not simulated together.
 
     Example:
         >>> print(Interactions({("a", "b"): Decomposition(0.1, 0.2, 0.0, None, 0.3, 0.1, None, None)}, {("a", "b"): ""}))
@@ -49,6 +89,12 @@ class Interactions:
 
     pairs: Mapping[tuple[str, str], Decomposition]
     joint: Mapping[tuple[str, str], str]
+    carried: Mapping[str, Carried] = field(default_factory=dict)
+
+    @property
+    def reliable(self) -> bool:
+        """Whether every decomposition is."""
+        return all(found.reliable for found in self.pairs.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for machines."""
@@ -56,11 +102,13 @@ class Interactions:
             "pairs": [
                 {"plugins": list(pair), "joint": self.joint[pair] or None, **found.to_dict()}
                 for pair, found in self.pairs.items()
-            ]
+            ],
+            "carried": {name: one.to_dict() for name, one in self.carried.items()},
         }
 
     def __str__(self) -> str:
-        return "\n".join(f"'{a}' and '{b}': {found}" for (a, b), found in self.pairs.items())
+        lines = [f"'{a}' and '{b}': {found}" for (a, b), found in self.pairs.items()]
+        return "\n".join([*lines, *(f"'{name}' carries {one}" for name, one in self.carried.items())])
 
 
 def interactions(
@@ -163,6 +211,7 @@ def interactions_of(
         raise UnknownPluginError(f"an interaction is of at least two plugins, got {', '.join(parts) or 'none'}")
     settings: dict[str, Any] = {"observations": observations, "simulate": simulate, "pairs": pairs, "seed": seed}
     told = scored(space, modalities, simulations=simulations, points=points, progress=progress, **settings)
+    doubts = {n: _doubt(told, [n]) for n in parts}
     out: dict[tuple[str, str], Decomposition] = {}
     joint: dict[tuple[str, str], str] = {}
     for pair in itertools.combinations(parts, 2):
@@ -172,16 +221,41 @@ def interactions_of(
         missed = torch.zeros(len(told.theta), dtype=torch.float64) if independent else None
         if carried:
             missed = torch.stack([told.own[n] for n in carried]).sum(0)
-        out[pair] = decompose_samples(
+        found = decompose_samples(
             _posterior(told, pair[:1]),
             _posterior(told, pair[1:]),
             None if both is None else _posterior(told, both),
             conditional=missed,
             prior=told.log_weights.exp(),
-            unit=unit,
             seed=seed,
         )
-    return Interactions(out, joint)
+        faults = [*(doubts[n] for n in pair), "" if both is None else _doubt(told, both)]
+        reason = "; ".join(fault for fault in faults if fault)
+        out[pair] = replace(found, reliable=not reason, reason=reason).to(unit)
+    over = {n: m.parts for n, m in modalities.items() if m.parts and n in told.own}
+    return Interactions(out, joint, {n: _carried(n, over, told) for n in over})
+
+
+def _doubt(told: Scores, names: Sequence[str]) -> str:
+    """Why the posteriors of a sum are not to be trusted; empty where they are."""
+    own, at = (torch.stack([x[n] for n in names]).sum(0) for x in (told.own, told.at))
+    faults = claims(own, at, told.log_weights)[1]
+    return "; ".join(f"{' + '.join(names)}: {fault}" for fault in faults)
+
+
+def _carried(name: str, over: Mapping[str, Sequence[str]], told: Scores) -> Carried:
+    """Mean and error of an interaction's scalar, and of what it carries beyond those of fewer of its parts."""
+    s, parts = told.own[name], tuple(over[name])
+    root = len(s) ** 0.5
+    inner = {frozenset(p): n for n, p in over.items() if set(p) < set(parts)}
+    numbers = (parts, float(s.mean()), float(s.std()) / root)
+    if len(parts) < 3 or len(inner) < 2 ** len(parts) - len(parts) - 2:
+        return Carried(*numbers)
+    terms: dict[frozenset[str], Tensor] = {}
+    for some in sorted(inner, key=len):  # each less those inside it
+        terms[some] = told.own[inner[some]] - sum((t for p, t in terms.items() if p < some), torch.zeros_like(s))
+    beyond = s - torch.stack(list(terms.values())).sum(0)
+    return Carried(*numbers, float(beyond.mean()), float(beyond.std()) / root)
 
 
 def _posterior(told: Scores, names: Sequence[str]) -> Tensor:

@@ -21,7 +21,8 @@ def ksg(x: np.ndarray, y: np.ndarray, k: int = 3) -> float:
     """The estimate in nats. Its bias is small in few dimensions, and grows with the information and with dimensions.
 
     Arguments:
-        x, y: Samples, shapes (n, d_x) and (n, d_y), continuous: no value occurs twice.
+        x, y: Samples, shapes (n, d_x) and (n, d_y), continuous: no value occurs twice, which nothing here checks; among repeated
+            rows the estimate is too high, and among ties it means nothing.
         k: Which neighbour.
 
     Raises:

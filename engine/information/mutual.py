@@ -3,7 +3,8 @@ r"""I(X; Y) of samples, by classical estimators behind one question, with an err
 Each is estimated on 1, 2, …, 7 disjoint chunks and extrapolated (:mod:`engine.information.reliability`). Information does not
 change when every coordinate is replaced by its rank, and critics learn best from normal ones: so columns become normal scores of
 their ranks, and beside them stands log |x|² of the raw, robustly scaled columns. Raw columns with heavy tails are flagged: a
-critic that was fitted to a few far points is wrong in a way that no repetition shows.
+critic that was fitted to a few far points is wrong in a way that no repetition shows. So are rows that are copies of others, which
+a critic has seen before it is asked about them, and ties for nearest neighbours; extrapolation shows neither.
 
 References:
     | Abdelaleem, Martini, Nemenman (2025), https://arxiv.org/abs/2506.00330
@@ -35,6 +36,14 @@ _GAMMAS = range(1, 8)
 _LEAST = 700  # samples: chunks of a hundred
 _NORMAL = 10  # samples of the smallest chunk for each column, from which a covariance is worth starting from
 _TAIL, _INDEX = 0.01, 4.0  # the share of samples that are a tail, and the index below which it is heavy
+_COPIES = 0.01  # of the rows: nearest neighbours are off by about a nat times the share of copies
+_TIES = 1.0  # other rows with the same value, in the mean over rows: fewer move neighbours by less than the error
+_FEW = 0.1  # of the rows: whole numbers in fewer different rows are categories or counts
+
+_UPPER = (
+    "an upper bound on the information, and that only where its normal law of y given x is the true one; how far above it is nobody "
+    "knows: take smile or ksg for an estimate"
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ class Information:
         reliable: Whether every gate was passed.
         reason: What failed, or what was used.
         rungs: γ -> mean over its chunks, nats.
+        bound: ``"upper"`` where the number is a bound from above, and no estimate; empty elsewhere.
 
     Example:
         >>> print(Information(0.41, 0.01, "ksg", True, "linear in γ = 1 … 7", {}))
@@ -60,6 +70,7 @@ class Information:
     reliable: bool
     reason: str
     rungs: Mapping[int, float]
+    bound: str = ""
 
     @property
     def bits(self) -> float:
@@ -84,14 +95,15 @@ def mutual_information(
 
     Arguments:
         x, y: n samples of each, shapes (n, d_x) and (n, d_y) or (n,); row i of both belongs together, rows are independent.
-        method: ``"smile"``, ``"dv"``, ``"nwj"``, ``"infonce"`` (at most log 65 here), ``"club"`` (an upper bound for a true normal
-            conditional law) or ``"ksg"``.
+        method: ``"smile"``, ``"dv"``, ``"nwj"``, ``"infonce"`` (at most log 65 here), ``"club"`` or ``"ksg"`` (continuous data without
+            ties). ``"club"`` is no estimate but an upper bound, for a true normal law of y given x, and never called reliable.
         ranks: Whether columns are replaced by normal scores of their ranks; False takes them as they are, standardised.
         epochs: Of each critic.
         seed: Of chunks, weights and orders.
 
     Returns:
-        :class:`Information`. Look at ``reliable``: ``reason`` says what failed.
+        :class:`Information`. Look at ``reliable``: ``reason`` says what failed. Rows that are copies of others are found where a
+        column is continuous: among categories and counts, rows that are alike are normal.
 
     Raises:
         ValueError: for an unknown method, other shapes, values that are not finite, constant columns, or fewer than 700 samples.
@@ -138,11 +150,15 @@ def mutual_information(
                 found = train(x, y, estimator, epochs, normal, seed, gamma, width=width)
             rungs[gamma] = found.values.tolist()
     told = extrapolate(rungs, limit)
-    faults = [] if told.reliable else [told.reason]
+    faults = _repeated(raw, method) or ([] if told.reliable else [told.reason])
     if not ranks and (heavy := _heavy(raw)):
         faults.insert(0, heavy)
+    upper = method != "ksg" and ESTIMATORS[method].upper
+    if upper:
+        faults.insert(0, _UPPER)
     reason = "; ".join(faults) or told.reason + (", still growing at the last epoch" if early else "")
-    return Information(told.information, told.error, method, not faults, reason, told.rungs)
+    bound = "upper" if upper else ""
+    return Information(told.information, told.error, method, not faults, reason, told.rungs, bound)
 
 
 def _columns(name: str, values: Any) -> np.ndarray:
@@ -171,6 +187,37 @@ def _log_size(v: np.ndarray) -> np.ndarray:
         (centred / np.where(scale > 0.0, scale, 1.0)) ** 2 @ np.full((v.shape[1], 1), 1.0 / v.shape[1]) + 1e-3
     )
     return (size - size.mean()) / max(float(size.std()), 1e-12)
+
+
+def _repeated(raw: tuple[np.ndarray, np.ndarray], method: str) -> list[str]:
+    """What is wrong with rows that are copies of others, and for nearest neighbours with ties; empty where nothing is."""
+    rows, faults = np.hstack(raw), []
+    n = len(rows)
+    once = np.unique(rows, axis=0)
+    copies = n - len(once)
+    discrete = len(once) < _FEW * n and bool((once == np.round(once)).all(0).any())
+    if copies > _COPIES * n and not discrete and min(_ties(v) for v in once.T) <= _TIES:
+        faults.append(f"{copies} of {n} rows are repeated: rows must be independent ones; remove the copies")
+        rows = once
+    if method != "ksg":
+        return faults
+    names = [(name, j) for name, v in zip("xy", raw, strict=True) for j in range(v.shape[1])]
+    ties = [_ties(v) for v in rows.T]
+    worst = int(np.argmax(ties))
+    if ties[worst] > _TIES:
+        name, j = names[worst]
+        values = len(np.unique(rows[:, worst]))
+        faults.append(
+            f"ties: column {j} of {name} has {values} values in {len(rows)} rows, and ksg takes continuous data; take another method, "
+            "or decompose of a table where all data are discrete"
+        )
+    return faults
+
+
+def _ties(v: np.ndarray) -> float:
+    """How many other rows have the same value, in the mean over rows."""
+    counts = np.unique(v, return_counts=True)[1]
+    return float((counts * (counts - 1)).sum() / len(v))
 
 
 def _heavy(raw: tuple[np.ndarray, np.ndarray]) -> str:

@@ -280,26 +280,42 @@ def _rungs(
 
 
 def _worth(name: str, own: Tensor, at: Tensor, log_weights: Tensor, observations: int) -> Worth:
+    claimed, faults = claims(own, at, log_weights)
+    if math.isnan(claimed):
+        return Worth(name, -math.inf, math.nan, math.nan, observations, False, faults[0])
+    found = extrapolate(_rungs(own, at, log_weights))
+    faults = [*([] if found.reliable else [found.reason]), *faults]
+    return Worth(name, found.information, found.error, claimed, observations, not faults, "; ".join(faults))
+
+
+def claims(own: Tensor, at: Tensor, log_weights: Tensor) -> tuple[float, list[str]]:
+    """What a scalar's posteriors say of themselves in nats, and why they, or the points, are not to be trusted.
+
+    Arguments:
+        own: s at each data set's own θ, shape (n,).
+        at: s at the points, shape (n, K).
+        log_weights: log of their prior probabilities, shape (K,).
+
+    Returns:
+        E KL(q ‖ π), NaN where the scalar excludes what was simulated; and a sentence for every fault.
+    """
     if bool(torch.isneginf(own).any()):
         share = float(torch.isneginf(own).double().mean())
-        words = f"the scalar calls {share:.2%} of what is simulated at θ impossible there"
-        return Worth(name, -math.inf, math.nan, math.nan, observations, False, words)
-    told = _bound(own, at, log_weights)
+        return math.nan, [f"the scalar calls {share:.2%} of what is simulated at θ impossible there"]
+    told, faults = _bound(own, at, log_weights), []
     q = torch.log_softmax(at + log_weights, -1)
-    claims = (q.exp() * torch.where(q > -745.0, q - log_weights, 0.0)).sum(-1)
-    claimed = float(claims.mean())
-    found = extrapolate(_rungs(own, at, log_weights))
-    faults = [] if found.reliable else [found.reason]
-    gap, noise = float((claims - told).mean()), float((claims - told).std()) / len(told) ** 0.5
-    if abs(gap) > max(_CLAIM * noise, _SHARE * abs(found.information)):
+    said = (q.exp() * torch.where(q > -745.0, q - log_weights, 0.0)).sum(-1)
+    gap, noise = float((said - told).mean()), float((said - told).std()) / len(told) ** 0.5
+    if abs(gap) > max(_CLAIM * noise, _SHARE * abs(float(told.mean()))):
         more = "more" if gap > 0 else "less"
         faults.append(
-            f"the scalar claims {claimed:.3g} nats, {more} than its simulations bear out: a lower bound; calibrate or retrain it"
+            f"the scalar claims {float(said.mean()):.3g} nats, {more} than its simulations bear out: a lower bound; calibrate or "
+            "retrain it"
         )
     enough = float((-(2.0 * q).logsumexp(-1)).exp().median())  # the points that a posterior rests on
     if enough < _FEW and not _all_points(log_weights):
         faults.append(f"saturated: posteriors rest on {enough:.2g} of {len(log_weights)} points; ask for more points")
-    return Worth(name, found.information, found.error, claimed, observations, not faults, "; ".join(faults))
+    return float(said.mean()), faults
 
 
 def _all_points(log_weights: Tensor) -> bool:

@@ -283,7 +283,11 @@ def _source(
     if not _whole(simulations) or simulations is None or simulations < 1:
         raise TrainingError(f"simulations must be a whole number >= 1, got {simulations!r}; 10_000 is a start")
     check_enough(simulations, max(1, round(validation * simulations)), len(names))
-    return Simulated(simulate, prior, names, event, simulations, seed)
+    name = type(modality).__name__
+    label = (
+        "the simulator" if name.startswith("_") else f"the simulator of {name}"
+    )  # what trains another has a private name
+    return Simulated(simulate, prior, names, event, simulations, seed, label)
 
 
 def _check(settings: Settings, validation: float, memory: int) -> None:

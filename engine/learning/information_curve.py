@@ -95,7 +95,7 @@ def fit_bottleneck(
         :class:`Kept`, of the rows held out.
 
     Raises:
-        TrainingError: for data that break a rule, naming the node, and a loss that is not finite.
+        TrainingError: for data that break a rule or never change, naming the node, and a loss that is not finite.
 
     Example:
         >>> x = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
@@ -107,10 +107,19 @@ def fit_bottleneck(
         >>> 0.5 < kept.decoder["Y"] < kept.encoder["Z"]  # what is told has to be kept
         True
     """
-    rows, held = _checked(model, data, beta, validation, seed)
+    _check_beta(beta)
+    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
+        raise TrainingError(f"epochs must be a whole number >= 1, got {epochs!r}; 100 is the default")
+    rows, held = _checked(model, data, validation, seed)
     n = len(next(iter(rows.values())))
     if not 2 <= batch <= n:
         raise TrainingError(f"batch must lie between 2 and the {n} rows that are not held out, got {batch}")
+    for node, x in rows.items():
+        if bool((x == x[:1]).all()):
+            raise TrainingError(
+                f"data of '{node}' must vary, got the same row {n} times ({x[:1].flatten().tolist()!s:.60}): there is nothing to keep "
+                "or to tell; look at where it comes from, or build the bottleneck without it"
+            )
     generator = generator_of(seed, Purpose.LOSS)
     optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=_WEIGHT_DECAY)
     steps, losses = epochs * (n // batch), []
@@ -153,12 +162,15 @@ def fit_bottleneck(
     )
 
 
-def _checked(
-    model: InformationBottleneck, data: Mapping[str, Tensor], beta: float, validation: float, seed: int
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Rows to train on, and rows held out, in the dtype of the weights."""
+def _check_beta(beta: object) -> None:
     if not isinstance(beta, int | float) or isinstance(beta, bool) or not 0.0 < beta < math.inf:
         raise TrainingError(f"beta must be a number > 0, got {beta!r}; 1 is where both sides count alike")
+
+
+def _checked(
+    model: InformationBottleneck, data: Mapping[str, Tensor], validation: float, seed: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Rows to train on, and rows held out, in the dtype of the weights."""
     if not 0.0 < validation < 1.0:
         raise TrainingError(
             f"validation must lie between 0 and 1, got {validation!r}; 0.1 holds out a tenth of the rows"
@@ -224,12 +236,12 @@ def sweep(
     Arguments:
         build: Makes a new one.
         data: As :func:`fit_bottleneck` takes it.
-        betas: Each > 0.
+        betas: Each > 0, at least one.
         seed: Of the weights, and of everything that :func:`fit_bottleneck` draws.
         settings: Others of :func:`fit_bottleneck`.
 
     Raises:
-        TrainingError: as :func:`fit_bottleneck`.
+        TrainingError: for no β, or one that is none, before any training. Others as :func:`fit_bottleneck`.
 
     Example:
         >>> x = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
@@ -239,6 +251,14 @@ def sweep(
         >>> found.points[0].compression < found.points[1].compression
         True
     """
+    try:
+        betas = tuple(betas)
+    except TypeError:
+        raise TrainingError(f"betas must be a sequence of β > 0, got {betas!r}; write [0.1, 1.0, 10.0]") from None
+    if not betas:
+        raise TrainingError("betas must hold at least one β > 0, got none; [0.1, 1.0, 10.0] is a start")
+    for beta in betas:
+        _check_beta(beta)
     points, models = [], []
     for beta in betas:
         with seeded(seed, Purpose.WEIGHTS):

@@ -69,7 +69,7 @@ def temperature(scores: Tensor, own: Tensor, log_prior: Tensor | None = None) ->
         T between 0.001 and 1000; the latter where the scores tell less than nothing.
 
     Raises:
-        TrainingError: for scores that are not finite.
+        TrainingError: for shapes that do not fit, fewer than two rows or hypotheses, and scores that are not finite.
 
     Example:
         >>> s = torch.log(torch.tensor([[0.9, 0.1]])).repeat(8000, 1)  # says 90 %, and is right in 75 %
@@ -77,6 +77,20 @@ def temperature(scores: Tensor, own: Tensor, log_prior: Tensor | None = None) ->
         2.0
     """
     s = scores.detach().to(torch.float64)
+    if s.dim() != 2 or own.shape != s.shape[:1]:
+        raise TrainingError(
+            f"scores must have shape (n, K) and own shape (n), got {tuple(s.shape)} and {tuple(own.shape)}; row i of both belongs together"
+        )
+    if len(s) < 2 or s.shape[1] < 2:
+        raise TrainingError(
+            f"a temperature takes at least 2 rows of 2 hypotheses, got {len(s)} of {s.shape[1]}; hundreds of rows are a start, and one "
+            "hypothesis is always right"
+        )
+    if log_prior is not None and log_prior.shape != s.shape[1:]:
+        raise TrainingError(
+            f"log_prior must have shape ({s.shape[1]},), a number for each hypothesis, got {tuple(log_prior.shape)}; leave it out for "
+            "equal ones"
+        )
     if not bool(torch.isfinite(s).all()):
         row = int((~torch.isfinite(s).all(-1)).nonzero()[0])
         raise TrainingError(
@@ -188,7 +202,8 @@ def recalibrate(
         The modality, tempered. Where x has other laws than in the pairs, another temperature may be right.
 
     Raises:
-        TrainingError: for a θ that is no hypothesis, or a scalar that is not finite.
+        TrainingError: for pairs of unequal rows or other shapes, fewer than two rows or hypotheses, a θ that is no hypothesis, and a
+            scalar that is not finite.
 
     Example:
         >>> from modalities import Gaussian
@@ -200,6 +215,26 @@ def recalibrate(
         4
     """
     theta, x = pairs
+    P, event = len(modality.parameter_names), tuple(modality.event_shape)
+    if hypotheses.dim() != 2 or hypotheses.shape[1] != P or len(hypotheses) < 2:
+        raise TrainingError(
+            f"hypotheses must have shape (K, {P}) with K >= 2, got {tuple(hypotheses.shape)}; a row is a θ, and one alone is always right"
+        )
+    if len(torch.unique(hypotheses, dim=0)) < len(hypotheses):
+        raise TrainingError(
+            f"hypotheses must be different θ, got {hypotheses.tolist()!s:.100} with a row that comes twice; leave it out"
+        )
+    if theta.dim() != 2 or theta.shape[1] != P or x.dim() < 1 or tuple(x.shape[1:]) != event:
+        raise TrainingError(
+            f"pairs must be theta (n, {P}) and x (n, {', '.join(map(str, event))}), got {tuple(theta.shape)} and {tuple(x.shape)}; one "
+            "observation for each θ"
+        )
+    if len(theta) != len(x):
+        raise TrainingError(
+            f"pairs must have as many rows of theta as of x, got {len(theta)} and {len(x)}; row i of both belongs together"
+        )
+    if len(x) < 2:
+        raise TrainingError(f"a temperature takes at least 2 rows, got {len(x)}; hundreds are a start")
     scores = scores_of(modality, x, hypotheses)
     return Tempered(modality, temperature(scores, own_hypothesis(theta, hypotheses), log_prior))
 

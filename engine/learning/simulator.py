@@ -11,16 +11,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.errors import ModalityError
+from engine.errors import EvidenceError, ModalityError
 from engine.modality import Modality
 from engine.parameters import ParameterSpace
 
-__all__ = ["BLOCK", "Draws", "Purpose", "Simulate", "data_sets", "draw", "generator_of", "seed_of", "seeded"]
+__all__ = ["BLOCK", "Draws", "Purpose", "Simulate", "asked", "data_sets", "draw", "generator_of", "seed_of", "seeded"]
 
 #: simulator(theta, generator): θ (n, P_m) -> x (n, *event_shape)
 Simulate = Callable[..., Tensor]
@@ -121,6 +122,38 @@ def seeded(seed: int, *path: int) -> Iterator[None]:
         yield
 
 
+def asked(simulate: Callable[..., Any], theta: Tensor, generator: torch.Generator, label: str = "the simulator") -> Any:
+    """What a simulator returns, whatever that is.
+
+    Arguments:
+        simulate: ``simulate(theta, generator)``; it gets a copy of θ, which it may work on in place.
+        theta: Shape (n, P_m).
+        generator: Its source of randomness.
+        label: What messages call it.
+
+    Raises:
+        ModalityError: where it raises, with the cause and the first θ. The engine's own errors come through as they are.
+
+    Example:
+        >>> asked(lambda theta, generator: theta / 0, torch.ones(1, 1), torch.Generator())
+        tensor([[inf]])
+        >>> asked(lambda theta, generator: 1 / 0, torch.ones(1, 1), torch.Generator(), "the simulator of 'a'")
+        Traceback (most recent call last):
+        engine.errors.ModalityError: the simulator of 'a' raised ZeroDivisionError: division by zero, for 1 θ, the first of them (1);
+        it is called as simulator(theta, generator) with theta of shape (n, P)
+    """
+    try:
+        return simulate(theta.clone(), generator)
+    except EvidenceError:
+        raise
+    except Exception as error:
+        first = ", ".join(f"{v:.6g}" for v in theta[0].tolist()) if len(theta) else ""
+        raise ModalityError(
+            f"{label} raised {type(error).__name__}: {error}, for {len(theta)} θ, the first of them ({first}); it is called as "
+            "simulator(theta, generator) with theta of shape (n, P)"
+        ) from error
+
+
 def draw(
     simulate: Simulate,
     theta: Tensor,
@@ -142,7 +175,7 @@ def draw(
 
     Raises:
         ModalityError: where it raises, returns something else than (n, *event_shape) real numbers, or more than half
-            of the draws are not finite; the message has the first θ concerned.
+            of the draws are not finite; the message has the first θ concerned. The engine's own errors come through as they are.
 
     Example:
         >>> theta = torch.tensor([[1.0], [-1.0], [4.0]])
@@ -150,14 +183,7 @@ def draw(
         >>> found.x.tolist(), found.excluded, found.rows.tolist()
         ([[1.0], [2.0]], 1, [0, 2])
     """
-    first = ", ".join(f"{v:.6g}" for v in theta[0].tolist()) if len(theta) else ""
-    try:
-        x = simulate(theta.clone(), generator)  # one that works in place must not change what it is asked for
-    except Exception as error:
-        raise ModalityError(
-            f"{label} raised {type(error).__name__}: {error}, for {len(theta)} θ, the first of them ({first}); it is called as "
-            "simulator(theta, generator) with theta of shape (n, P)"
-        ) from error
+    x = asked(simulate, theta, generator, label)
     expected = (len(theta), *event_shape)
     shape: tuple[int, ...] = tuple(x.shape) if isinstance(x, Tensor) else ()
     is_set = sets and len(shape) > len(expected) and shape[:1] + shape[2:] == expected and 0 not in shape[1:2]

@@ -65,10 +65,11 @@ class Simulated:
         event_shape: Sequence[int],
         count: int,
         seed: int,
+        label: str = "the simulator",
     ) -> None:
         prior.indices(names)
         self.count, self.blocks = count, -(-count // BLOCK)
-        self._simulate, self._event_shape, self._seed = simulate, tuple(event_shape), seed
+        self._simulate, self._event_shape, self._seed, self._label = simulate, tuple(event_shape), seed, label
         self._space = _tied(prior, names)
         self._columns = self._space.indices(names)
 
@@ -77,7 +78,7 @@ class Simulated:
         theta = self._space.sample_prior(n, seed_of(self._seed, Purpose.THETA, b))[:, self._columns]
         generator = generator_of(self._seed, Purpose.SIMULATION, b)
         with seeded(self._seed, Purpose.SIMULATION, b):  # for simulators that draw from torch's global generator
-            found = draw(self._simulate, theta, generator, self._event_shape, sets=True)
+            found = draw(self._simulate, theta, generator, self._event_shape, self._label, sets=True)
         if found.x.dim() == 1 + len(self._event_shape):
             return Draws(found.theta, found.x[:, None], found.excluded, found.rows)
         return found

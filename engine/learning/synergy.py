@@ -215,12 +215,26 @@ class _Masked(Learnable):
             raise TrainingError(
                 f"hypotheses must have shape (K, {len(names)}) with K >= 2, got {tuple(hypotheses.shape)}; a row is a θ"
             )
+        if reference is not None and not isinstance(reference, Mapping):
+            raise TrainingError(
+                f"reference must be a mapping with the frozen plugin of each of {', '.join(shapes)}, got {type(reference).__name__}; leave "
+                "it out for the prior"
+            )
+        if reference is not None and (unknown := [name for name in reference if name not in shapes]):
+            raise TrainingError(f"reference has '{unknown[0]}', which is no part; there are {', '.join(shapes)}")
         for name, shape in shapes.items() if reference is not None else ():
             single = (reference or {}).get(name)
-            if single is None or single.event_shape != shape or not set(single.parameter_names) <= set(names):
-                seen = "none" if single is None else f"one of {single.parameter_names} with {tuple(single.event_shape)}"
+            if (
+                not isinstance(single, Modality)
+                or single.event_shape != shape
+                or not set(single.parameter_names) <= set(names)
+            ):
+                seen = "none" if single is None else repr(single)[:100]
+                if isinstance(single, Modality):
+                    seen = f"one of {single.parameter_names} with {tuple(single.event_shape)}"
                 raise TrainingError(
-                    f"the reference of '{name}' must be a modality of {', '.join(names)} with event_shape {tuple(shape)}, got {seen}"
+                    f"the reference of '{name}' must be a modality of {', '.join(names)} with event_shape {tuple(shape)}, got {seen}; pass "
+                    "its frozen plugin, or leave reference out for the prior"
                 )
         super().__init__(names, (entries,))
         self.joint = joint

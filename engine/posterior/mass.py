@@ -23,8 +23,8 @@ __all__: list[str] = []  # the machinery of posteriors: see engine.posterior
 _DRAWS = 2**16
 
 
-def refuse_improper(space: ParameterSpace, fixed: Mapping[str, float]) -> None:
-    """Refuse free parameters whose prior has no finite mass. PosteriorError, naming the first."""
+def refuse_improper(space: ParameterSpace, fixed: Mapping[str, float], what: str = "a posterior") -> None:
+    """Refuse free parameters whose prior has no finite mass. PosteriorError, naming the first, and what needs it."""
     held = {n for c in space.constraints if isinstance(c, Simplex | Ball) for n in c.parameters}
     for i, p in enumerate(space):
         if p.prior is not None or p.name in fixed or p.name in held or all(map(math.isfinite, p.bounds)):
@@ -33,8 +33,9 @@ def refuse_improper(space: ParameterSpace, fixed: Mapping[str, float]) -> None:
             continue
         low, high = p.bounds
         raise PosteriorError(
-            f"a posterior needs proper priors, got '{p.name}' with a flat one over ({low:g}, {high:g}); "
-            f"declare it with a prior or with finite bounds, or hold it: fixed={{'{p.name}': ...}}"
+            f"{what} needs proper priors, got '{p.name}' with a flat one over ({low:g}, {high:g}); "
+            "declare it with a prior or with finite bounds"
+            + (f", or hold it: fixed={{'{p.name}': ...}}" if what == "a posterior" else "")
         )
 
 

@@ -281,6 +281,15 @@ def test_a_posterior_that_is_appended_to_takes_it_in_and_lets_it_go(registry):
     assert set(less.provenance["plugins"]) == {"a"}
 
 
+def test_an_interaction_that_is_appended_measures_nothing_anew(registry):
+    found = registry.before_after("s12", pairs(20))
+    assert found.shift is None
+    assert "nothing was measured anew: s12" in found.reason
+    assert found.parameters["mu"][0] != found.parameters["mu"][1]
+    assert "nothing was measured anew" in str(found)
+    assert registry.before_after(["b", "s12"], pairs(20)).shift is not None
+
+
 def test_a_tension_takes_what_depends_as_one_part(registry):
     data = {**pairs(5), "c": [[0.4]]}
     found = tension(registry.estimate(data))

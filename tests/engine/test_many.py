@@ -200,6 +200,14 @@ def test_a_registry_estimates_many_with_provenance(tmp_path, decays):
     assert torch.equal(again.theta, fits.theta)
 
 
+def test_a_registry_says_which_names_masks_take(tmp_path, decays):
+    space, plugins, data = decays
+    registry = Registry.create(tmp_path / "w", space)
+    registry.append("curve", plugins["curve"])
+    with pytest.raises(ObservationError, match=r"mask must be a mapping .* for some of 'curve', got Tensor"):
+        registry.estimate_many({"curve": data["curve"]}, mask=torch.ones(data["curve"].shape[:2]).bool())
+
+
 def test_the_progress_bar_is_silent_where_there_is_no_terminal(decays, monkeypatch, capsys):
     space, plugins, data = decays
     monkeypatch.setattr(engine.many, "_CHUNK", 4)
@@ -244,6 +252,13 @@ class Broken(Modality):
         ({"counts": -torch.ones(4, 1, 3)}, {}, ObservationError, r"data set 0, observation 0, entry \[0\]"),
         ({"counts": torch.full((4, 1, 3), torch.nan)}, {}, ObservationError, "values must be finite"),
         ({"counts": torch.ones(4, 1, 3)}, {"mask": {"counts": torch.ones(4, 2)}}, ObservationError, "mask of plugin 'counts'"),
+        ({"counts": torch.ones(4, 1, 3)}, {"mask": {"counts": torch.ones(4, 1, 3).bool()}}, ObservationError,
+         r"'counts' must be boolean of shape \(B, N\) = \(4, 1\), an entry for each .*, got torch.bool of shape \(4, 1, 3\); .*event axes"),
+        ({"counts": torch.ones(4, 1, 3)}, {"mask": {"counts": [[True], []]}}, ObservationError, "no array of them"),
+        ({"counts": torch.ones(4, 1, 3)}, {"mask": torch.ones(4, 1).bool()}, ObservationError,
+         r"mask must be a mapping from plugins to boolean \(B, N\), for some of 'counts', got Tensor of shape \(4, 1\); write mask="),
+        ({"counts": torch.ones(4, 3)}, {"offsets": [0, 4]}, ObservationError, r"offsets must be a mapping .*, got list; write offsets={"),
+        ({"counts": torch.ones(4, 1, 3)}, {"mask": {"curve": None}}, ObservationError, "mask takes the names of the data: 'counts'"),
         ({"counts": torch.ones(4, 3)}, {"offsets": {"counts": [0, 3, 2, 4]}}, ObservationError, "must be integers that rise"),
         ({"counts": torch.ones(4, 3)}, {"offsets": {"counts": [0, 3]}}, ObservationError, "to the number of observations, 4"),
         ({"counts": torch.ones(4, 1, 3)}, {"mask": {"curve": None}}, ObservationError, "no data of that plugin"),

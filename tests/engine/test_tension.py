@@ -462,3 +462,20 @@ def test_the_json_has_every_number_and_no_nan():
     assert told["significant"] is True
     assert told["test"]["delta_chi2"] == found.test.delta_chi2
     assert told["pulls"]["c"]["shift"]["parameters"]["mu"]["pull"] == found.pulls["c"].shift.parameters["mu"].pull
+
+
+def test_a_plugin_that_cannot_make_toys_is_named():
+    class Broken(Gaussian):
+        def simulate(self, theta, generator=None):
+            return theta / 0 if self.lost else 1 / 0
+
+    broken = Broken(parameter_names=("t",), sd=1.0)
+    evidence = Evidence(ParameterSpace([Parameter("t")]), {"lab": broken}, {"lab": [[1.0]]})
+    broken.lost = False
+    with pytest.raises(ModalityError, match="the simulator of plugin 'lab' raised ZeroDivisionError: division by zero"):
+        simulated(evidence, double([1.0]), 10)
+    broken.lost = True
+    with pytest.raises(
+        ModalityError, match="the simulator of plugin 'lab' returned NaN or infinite values in 10 of 10"
+    ):
+        simulated(evidence, double([1.0]), 10)

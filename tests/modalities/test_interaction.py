@@ -9,12 +9,13 @@ from torch.distributions import Normal
 
 from engine import Parameter, ParameterSpace, Registry
 from engine.certificate import certify
-from engine.errors import ModalityError
+from engine.errors import ModalityError, ParameterError, PosteriorError
 from engine.information import dependence
-from engine.learning import fit
+from engine.learning import TrainingError, fit
 from engine.plugin import describe, read_plugin, write_plugin
 from engine.testing import check_modality
 from modalities import Gaussian, Interaction, fit_interaction
+from modalities.interaction import InteractionCheck
 
 RHO, SD = 0.8, (1.0, 2.0)
 NATS = 0.5 * math.log(1.0 / (1.0 - RHO**2))
@@ -151,6 +152,84 @@ def test_what_cannot_train_one_is_refused():
         fresh().joined({"a": torch.zeros(3, 1)})
     with pytest.raises(ModalityError, match="observations of 'b' must have shape"):
         fresh().joined({"a": torch.zeros(3, 1), "b": torch.zeros(3)})
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        (
+            lambda theta, generator: {"a": theta, "b": theta[:-1]},
+            r"observations of 'b' must have as many rows as those of 'a', \(200,\), got \(199,\); row i of all parts belongs to one unit",
+        ),
+        (lambda theta, generator: {"a": theta[:3], "b": theta[:3]}, r"'a' and 'b' must return one row of 'a' .* 200 θ, got \(3,\)"),
+        (
+            lambda theta, generator: theta.repeat(1, 2),
+            r"a mapping with a, b, got a tensor of shape \(200, 2\); a simulator of pairs returns {'a': ..., 'b': ...}",
+        ),
+        (lambda theta, generator: {"a": theta, "b": theta.numpy()}, "observations of 'b' must have shape .* got ndarray"),
+        (lambda theta, generator: {"a": theta}, "observations of 'b' must have shape .* got nothing"),
+        (lambda theta, generator: 1 / 0, "the simulator of 'a' and 'b' raised ZeroDivisionError: division by zero, for 200 θ"),
+    ],
+)  # fmt: skip
+def test_a_simulator_that_makes_no_pairs_is_refused_by_name(pairs, said):
+    settings = {"prior": SPACE, "simulations": 200, "epochs": 1, "progress": False}
+    with pytest.raises(ModalityError, match=said):
+        fit_interaction(fresh(hidden=(4,)), simulate=pairs, **settings)
+    with pytest.raises(ModalityError, match=said):
+        fresh(hidden=(4,)).check(pairs, torch.zeros(1), 200)
+
+
+def test_what_is_too_little_to_train_on_is_refused():
+    settings = {"simulate": simulate, "simulations": 300, "epochs": 1, "progress": False}
+    with pytest.raises(PosteriorError, match="an interaction needs proper priors, got 'mu' with a flat one over"):
+        fit_interaction(fresh(), prior=ParameterSpace([Parameter("mu")]), **settings)
+    with pytest.raises(TrainingError, match="at least 100 simulations, got 3; 10_000 are a start"):
+        fit_interaction(fresh(), prior=SPACE, **{**settings, "simulations": 3})
+    with pytest.raises(TrainingError, match="needs a simulator of pairs, got NoneType"):
+        fit_interaction(fresh(), prior=SPACE, **{**settings, "simulate": None})
+    beside = ParameterSpace([Parameter("mu", bounds=(-1.0, 1.0)), Parameter("nuisance")])  # only its own must be proper
+    assert fit_interaction(fresh(hidden=(4,)), prior=beside, **settings).epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("theta", "simulations", "error", "said"),
+    [
+        (torch.zeros(2), 1000, ParameterError, r"one finite θ, the values of mu with shape \(1,\), got shape \(2,\)"),
+        (torch.zeros(5, 1), 1000, ParameterError, r"got shape \(5, 1\); check one θ at a time"),
+        (torch.tensor([math.nan]), 1000, ParameterError, r"got \[nan\]"),
+        (torch.zeros(1), 1, ModalityError, "a check takes at least 100 simulations, got 1"),
+        (torch.zeros(1), 99.5, ModalityError, "a check takes at least 100 simulations, got 99.5"),
+    ],
+)
+def test_a_check_of_nothing_is_refused(theta, simulations, error, said):
+    with pytest.raises(error, match=said):
+        fresh().check(simulate, theta, simulations)
+
+
+def test_a_check_of_pairs_that_are_not_finite_is_refused():
+    def gaps(theta, generator):
+        drawn = simulate(theta, generator)
+        drawn["b"][7] = math.nan
+        return drawn
+
+    with pytest.raises(
+        ModalityError, match=r"'a' and 'b' must return finite values, got 2 of 400 units that are not, at θ = \[0.5\]"
+    ):
+        fresh().check(gaps, torch.tensor([0.5]), 200)
+
+
+def test_a_check_says_whether_the_training_was_enough():
+    enough = trained().check(simulate, torch.zeros(1, dtype=torch.float64), 10_000, seed=7)
+    assert enough.normalised
+    assert str(enough).endswith("from 10000 pairs")
+    s12 = fresh(hidden=(32,))
+    fit_interaction(s12, prior=SPACE, simulate=simulate, simulations=200, epochs=1, progress=False)
+    little = s12.check(simulate, torch.zeros(1, dtype=torch.float64), 10_000, seed=7)
+    assert not little.normalised
+    assert str(little).endswith("; not normalised: train it longer or with more simulations")
+    assert InteractionCheck(0.5, 0.01, 1.0599, 0.01, 100).normalised  # 4 errors and 0.02
+    assert not InteractionCheck(0.5, 0.01, 0.9399, 0.01, 100).normalised
+    assert not InteractionCheck(0.5, 0.01, math.nan, math.nan, 100).normalised
 
 
 def test_an_appended_interaction_repairs_the_estimate(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import Normal, Uniform
 
-from engine import Evidence, Linear, Parameter, ParameterSpace, Registry, Simplex
+from engine import Evidence, Linear, Modality, Parameter, ParameterSpace, Registry, Simplex
 from engine.errors import EstimateError
 from engine.estimate import estimate
 from engine.information import Outlook, dependence, design, forecast
@@ -179,7 +179,10 @@ def test_rounding_alone_never_leaves_the_limits():
     [
         ({"costs": {"c": 1.0}}, "costs names 'c', of which no more can be taken; there are a, b"),
         ({"costs": {"a": 0.0}}, "costs of 'a' must be > 0 and finite, got 0.0"),
-        ({"budget": -1.0}, "a budget > 0"),
+        ({"budget": -1.0}, "the budget of a design must be > 0 and finite"),
+        ({"budget": 0.5}, "a budget of 0.5 buys no observation, of which the cheapest costs 1"),
+        ({"budget": 1.0}, r"buys no whole numbers of a, b that determine '[ab]'"),
+        ({"costs": {}}, "cost of at least one kind; there are a, b"),
         ({"at_least": {"a": 50.0}}, "at_least costs 50, more than the budget of 30"),
         ({"at_least": {"a": 5.0}, "at_most": {"a": 2.0}}, "at_least of 'a' is more than its at_most"),
         ({"criterion": "E"}, "one of c, A, D, got 'E'"),
@@ -311,3 +314,54 @@ def test_a_doubled_bao_sample_has_the_forecast_error():
         assert told.sd[name] == pytest.approx(float(sd[:, i].mean()), rel=0.05), name
     assert told.sd["rd"] < 0.99 * fit["rd"].error  # and it is another error than the one before
     assert told.sd["Om"] < 0.9 * fit["Om"].error
+
+
+class Tie(Modality):
+    """log p(a, b | mu) − log p(a | mu) − log p(b | mu) of noises with sd 1 that correlate by 0.8."""
+
+    parts = ("a", "b")
+
+    def __init__(self):
+        super().__init__(parameter_names=("mu",), event_shape=(2,))
+
+    def log_evidence(self, x, theta):
+        z = x - theta
+        joint = (z[..., 0] ** 2 - 1.6 * z[..., 0] * z[..., 1] + z[..., 1] ** 2) / 0.36
+        return -0.5 * math.log(0.36) - 0.5 * joint + 0.5 * z.square().sum(-1)
+
+
+def tied(n=40):
+    kinds = {k: Gaussian(parameter_names=("mu",), sd=1.0) for k in "abc"} | {"ab": Tie()}
+    x = torch.randn(n, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    data = {"a": x[:, :1], "b": 0.8 * x[:, :1] + 0.6 * x[:, 1:2], "c": x[:, 2:]}
+    return estimate(Evidence(ParameterSpace([Parameter("mu")]), kinds, data))
+
+
+def test_kinds_that_are_tied_bring_their_interaction():
+    """A pair with ρ = 0.8 tells 1ᵀ C⁻¹ 1 = 2 / 1.8 of mu, and not 2."""
+    found = forecast(tied(), {"a": 60, "b": 60})
+    assert found.sd["mu"] == pytest.approx((100 * 2 / 1.8 + 40) ** -0.5, rel=1e-9)
+
+
+def test_tied_kinds_are_bought_together():
+    """A pair for 2 tells 1.11, one of c for 1.5 tells 1: all of 30 goes to c, and to pairs where c costs 2."""
+    fit = tied()
+    assert design(fit, {"a": 1.0, "b": 1.0, "c": 1.5}, 30.0).more == {"a": 0, "b": 0, "c": 20}
+    best = design(fit, {"a": 1.0, "b": 1.0, "c": 2.0}, 30.0)
+    assert best.more == {"a": 15, "b": 15, "c": 0}
+    assert (best.cost, best.value) == (30.0, pytest.approx(1 / (55 * 2 / 1.8 + 40), rel=1e-9))
+    some = design(fit, {"a": 1.0, "b": 1.0, "c": 2.0}, 30.0, at_most={"b": 5})
+    assert some.more == {"a": 5, "b": 5, "c": 10}
+
+
+def test_an_interaction_is_no_kind_to_be_bought():
+    fit = tied()
+    for ask in (lambda: forecast(fit, {"ab": 10}), lambda: design(fit, {"ab": 1.0}, 10.0)):
+        with pytest.raises(EstimateError, match=r"'ab',? (which )?has no data of its own"):
+            ask()
+    with pytest.raises(EstimateError, match="'a' and 'b' together, of which as many must be taken"):
+        forecast(fit, {"a": 10})
+    with pytest.raises(EstimateError, match="give the costs of both"):
+        design(fit, {"a": 1.0}, 10.0)
+    with pytest.raises(EstimateError, match="'tie' is an interaction"):
+        forecast(fit, {"tie": 1}, new={"tie": Tie()})

@@ -69,6 +69,11 @@ def test_exchanging_the_parts_exchanges_what_is_unique():
         (np.ones((2, 2)) / 4, r"shape \(n1, n2, n_y\), got shape \(2, 2\)"),
         (np.ones((2, 2, 2)), "must sum to 1, got 8; divide it by its sum"),
         (np.where(np.arange(8).reshape(2, 2, 2) == 5, -0.125, 0.125), r"got -0.125 at \(1, 0, 1\)"),
+        ("abc", r"a table is p\(x1, x2, y\), real numbers of shape .*, got a str: 'abc'; give an array"),
+        (None, "got a NoneType: None"),
+        ({"p": 1.0}, "real numbers of shape .*, got a dict"),
+        ([[0.5, [0.5]]], "got a list that is no array; give every row as many entries"),
+        (torch.full((1, 1, 1), 1j), "real numbers of shape .*, got a Tensor"),
         (np.full((2, 2, 2), np.nan), r"got nan at \(0, 0, 0\)"),
         (
             np.random.default_rng(0).dirichlet(np.ones(27_000)).reshape(30, 30, 30),

@@ -66,6 +66,68 @@ def test_an_interaction_tells_synergy_and_what_the_sum_misses():
     assert pair.redundancy == pytest.approx(0.1116, abs=0.02)  # whatever ties the parts
 
 
+class Weak(Shared):
+    """The same as if noises correlated by 0.3."""
+
+    def log_evidence(self, x, theta):
+        u, v = x[..., 0] - theta[..., 0], (x[..., 1] - theta[..., 0]) / 2.0
+        return -0.5 * (0.09 * (u**2 + v**2) - 0.6 * u * v) / 0.91 - 0.5 * math.log(0.91)
+
+
+def test_a_poor_interaction_is_said_to_be_one():
+    kinds = {**TWO, "weak": Weak()}
+    pair = interactions_of(SPACE, kinds, pairs=pairs, simulations=4000, points=64).pairs["a", "b"]
+    assert pair.conditional_information < 0.4  # 0.511
+    assert not pair.reliable
+    assert "a + b + weak: " in pair.reason
+    assert "the scalar claims" in pair.reason
+    assert "not reliable" in str(pair)
+    right = interactions_of(SPACE, {**TWO, "shared": Shared()}, pairs=pairs, simulations=4000, points=64)
+    assert right.reliable
+
+
+def test_too_few_points_are_said_to_be_too_few():
+    kinds = {n: Gaussian(parameter_names=("mu",), sd=0.3) for n in "ab"}
+    found = interactions_of(SPACE, kinds, observations=60, simulations=1000, points=64)
+    assert not found.reliable
+    assert "ask for more points" in found.pairs["a", "b"].reason
+
+
+class Normals(Modality):
+    """log p(x_1 … x_k | mu) − Σ log p(x_m | mu) of noises that all correlate by ρ."""
+
+    def __init__(self, parts, rho=0.5):
+        super().__init__(parameter_names=("mu",), event_shape=(len(parts),))
+        self.parts, self.rho = tuple(parts), rho
+
+    def log_evidence(self, x, theta):
+        k, z = len(self.parts), x - theta
+        C = torch.full((k, k), self.rho, dtype=x.dtype) + (1 - self.rho) * torch.eye(k, dtype=x.dtype)
+        P = torch.linalg.inv(C) - torch.eye(k, dtype=x.dtype)
+        return -0.5 * ((z @ P) * z).sum(-1) - 0.5 * torch.logdet(C)
+
+
+def test_each_order_of_an_interaction_is_told_beside_smaller_ones():
+    """−½ log det C: of two 0.1438, of three 0.3466 nats, so that the third order has 0.3466 − 3 · 0.1438 = −0.0849."""
+
+    def together(theta, generator):
+        shared = torch.randn(len(theta), 1, generator=generator, dtype=torch.float64)
+        own = torch.randn(len(theta), 3, generator=generator, dtype=torch.float64)
+        x = theta + math.sqrt(0.5) * (shared + own)
+        return {n: x[:, k : k + 1] for k, n in enumerate("abc")}
+
+    kinds = {n: Gaussian(parameter_names=("mu",), sd=1.0) for n in "abc"}
+    kinds |= {n: Normals(n) for n in ("ab", "ac", "bc", "abc")}
+    found = interactions_of(SPACE, kinds, pairs=together, simulations=4000, points=64).carried
+    for name, truth in (("ab", -0.5 * math.log(0.75)), ("abc", -0.5 * math.log(0.5))):
+        assert found[name].information == pytest.approx(truth, abs=4 * found[name].error)
+    assert found["ab"].beyond is None
+    assert found["abc"].beyond == pytest.approx(-0.0849, abs=4 * found["abc"].beyond_error)
+    assert found["abc"].beyond_error < 0.02
+    del kinds["bc"]
+    assert interactions_of(SPACE, kinds, pairs=together, simulations=500, points=64).carried["abc"].beyond is None
+
+
 def test_without_pairs_an_interaction_has_nothing_to_say():
     found = interactions_of(SPACE, {**TWO, "shared": Shared()}, simulations=500, points=64)
     assert list(found.pairs) == [("a", "b")]

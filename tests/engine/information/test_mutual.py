@@ -1,6 +1,7 @@
 """Mutual information of samples, beside closed forms; what must not be trusted is not."""
 
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -128,6 +129,62 @@ def test_more_information_than_samples_can_show_is_flagged(method):
     found = mutual_information(x, x + 1e-5 * np.random.default_rng(1).standard_normal((1400, 1)), method, epochs=3)
     assert not found.reliable
     assert "saturated" in found.reason
+
+
+def test_club_is_an_upper_bound_and_says_so():
+    """For ρ = 0.8 the bound is ρ² / (1 − ρ²) = 1.78 where there are 0.51 nats."""
+    z = np.random.default_rng(0).standard_normal((1400, 2))
+    found = mutual_information(z[:, 0], 0.8 * z[:, 0] + 0.6 * z[:, 1], "club", epochs=4)
+    assert found.information > -0.5 * math.log(1.0 - 0.8**2) + 0.3
+    assert not found.reliable
+    assert found.bound == "upper"
+    assert found.reason.startswith("an upper bound on the information, and that only where")
+    assert "by club; not reliable: an upper bound" in str(found)
+
+
+@pytest.mark.parametrize(("method", "epochs"), [("ksg", 1), ("infonce", 1)])
+def test_rows_that_are_repeated_are_flagged(method, epochs):
+    """Three copies of each row: nearest neighbours find 0.72 for 0.22 nats, and extrapolation shows nothing."""
+    x, y = (np.repeat(v, 3, axis=0) for v in normal(300, np.random.default_rng(0)))
+    found = mutual_information(x, y, method, epochs=epochs)
+    assert not found.reliable
+    assert found.reason.startswith("600 of 900 rows are repeated: rows must be independent ones; remove the copies")
+    assert "no linear region" not in found.reason
+    labels = np.random.default_rng(1).integers(0, 2, 350)  # beside a continuous column a label makes no row common
+    mixed = mutual_information(
+        np.tile(labels, 2), np.tile(labels + normal(350, np.random.default_rng(2))[0][:, 0], 2), "ksg"
+    )
+    assert mixed.reason.startswith("350 of 700 rows are repeated")
+
+
+def test_one_row_that_came_twice_is_no_reason_to_refuse_all():
+    x, y = (np.vstack([v, v[:3]]) for v in normal(1000, np.random.default_rng(0)))
+    assert mutual_information(x, y, "ksg").reliable
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "said"),
+    [
+        (lambda x: x > 0.0, lambda y: y > 0.0, "ties: column 0 of [xy] has 2 values in 1000 rows"),
+        (lambda x: x, lambda y: y > 0.0, "ties: column 0 of y has 2 values in 1000 rows"),
+        (lambda x: np.round(x, 1), lambda y: y, "ties: column 0 of x has 5. values in 1000 rows"),
+        (lambda x: np.hstack([x, x > 0.0]), lambda y: y, "ties: column 1 of x has 2 values"),
+    ],
+)
+def test_nearest_neighbours_do_not_know_ties_and_say_so(x, y, said):
+    a, b = normal(1000, np.random.default_rng(0))
+    found = mutual_information(x(a), y(b), "ksg")
+    assert not found.reliable
+    assert re.match(said, found.reason)
+    assert "ksg takes continuous data; take another method, or decompose of a table" in found.reason
+    assert "repeated" not in found.reason
+    assert "more samples" not in found.reason
+
+
+def test_rows_that_are_alike_are_normal_where_data_are_discrete():
+    a, b = normal(700, np.random.default_rng(0))
+    for x, y in ((a > 0.0, b > 0.0), (np.round(a), 2.5 * np.round(a)), (np.round(a, 1), np.round(b, 1))):
+        assert "repeated" not in mutual_information(x, y, "infonce", epochs=1).reason
 
 
 def test_a_monotone_change_of_coordinates_changes_nothing():

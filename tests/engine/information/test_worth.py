@@ -8,7 +8,7 @@ from torch.distributions import Categorical as Index
 from torch.distributions import Normal, Uniform
 
 from engine import Parameter, ParameterSpace, Registry
-from engine.errors import ModalityError, PosteriorError, UnknownPluginError
+from engine.errors import ModalityError, ObservationError, PosteriorError, UnknownPluginError
 from engine.information import worth, worth_of
 from modalities import Categorical, Gaussian
 
@@ -154,6 +154,22 @@ def test_what_cannot_be_told_is_refused():
         worth(TWO["a"], prior=ParameterSpace([Parameter("mu")]))
     with pytest.raises(ModalityError, match="plugin 'Silent' cannot simulate"):
         worth(Silent(parameter_names=("mu",), sd=1.0), prior=SPACE)
+
+
+def test_a_simulator_that_raises_is_named_and_the_engines_own_errors_come_through():
+    def broken(theta, generator):
+        return 1 / 0
+
+    def refusing(theta, generator):
+        raise ObservationError("this detector is off")
+
+    with pytest.raises(
+        ModalityError, match="the simulator of plugin 'b' raised ZeroDivisionError: division by zero"
+    ) as caught:
+        worth_of(SPACE, TWO, simulate={"b": broken}, simulations=200)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    with pytest.raises(ObservationError, match=r"^this detector is off$"):
+        worth_of(SPACE, TWO, simulate={"b": refusing}, simulations=200)
 
 
 def test_two_parameters_tell_what_each_does_alone_and_their_sum():

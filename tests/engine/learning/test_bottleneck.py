@@ -197,3 +197,39 @@ def test_data_that_break_a_rule_are_named(data, options, said):
     model = InformationBottleneck("dvib", {"X": 1, "Y": 1}, latents=1, hidden=(2,))
     with pytest.raises(TrainingError, match=said):
         fit_bottleneck(model, data, **{"beta": 1.0, "batch": 4, "progress": False, **options})
+
+
+@pytest.mark.parametrize(
+    ("data", "betas", "options", "said"),
+    [
+        ({}, [], {}, "betas must hold at least one β > 0, got none"),
+        ({}, 1.0, {}, r"betas must be a sequence of β > 0, got 1.0; write \["),
+        ({}, [1.0, -1.0], {}, "beta must be a number > 0, got -1.0"),
+        (
+            {"X": torch.ones(40, 2)},
+            [1.0],
+            {},
+            r"data of 'X' must vary, got the same row 36 times \(\[1.0, 1.0\]\).*without it",
+        ),
+        ({"Y": torch.zeros(40, 1)}, [1.0], {}, "data of 'Y' must vary"),
+        ({}, [1.0], {"epochs": 0}, "epochs must be a whole number >= 1, got 0"),
+    ],
+)
+def test_a_sweep_of_nothing_is_refused_before_any_training(data, betas, options, said):
+    built = []
+
+    def build():
+        built.append(InformationBottleneck("dvib", {"X": 2, "Y": 1}, latents=1, hidden=(2,)))
+        return built[-1]
+
+    x = normal(40, 2)
+    with pytest.raises(TrainingError, match=said):
+        sweep(build, {"X": x, "Y": x[:, :1], **data}, betas, **{"batch": 10, "epochs": 1, "progress": False, **options})
+    assert len(built) == (1 if data or options else 0)
+
+
+def test_one_entry_that_never_changes_is_no_reason_to_refuse_the_others():
+    x = normal(40, 2)
+    x[:, 1] = 0.0
+    model = InformationBottleneck("dvib", {"X": 2, "Y": 1}, latents=1, hidden=(2,))
+    assert fit_bottleneck(model, {"X": x, "Y": x[:, :1]}, beta=1.0, epochs=1, batch=10, progress=False).losses

@@ -351,7 +351,18 @@ def test_a_simulator_that_raises_is_named_with_theta(straight, prior):
     def simulate(theta, generator):
         raise RuntimeError("no convergence")
 
-    with pytest.raises(ModalityError, match=r"simulator raised RuntimeError: no convergence, for 300 θ, the first"):
+    with pytest.raises(
+        ModalityError, match=r"simulator of Straight raised RuntimeError: no convergence, for 300 θ, the first"
+    ) as caught:
+        fit(straight(), prior=prior, simulate=simulate, **QUICK)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_an_error_of_the_engine_comes_through_a_simulator_unchanged(straight, prior):
+    def simulate(theta, generator):
+        raise ParameterError("this detector has no such angle")
+
+    with pytest.raises(ParameterError, match=r"^this detector has no such angle$"):
         fit(straight(), prior=prior, simulate=simulate, **QUICK)
 
 

@@ -100,6 +100,31 @@ def test_what_has_no_temperature_is_refused():
         own_hypothesis(torch.tensor([[2.0]]), hypotheses)
 
 
+@pytest.mark.parametrize(
+    ("theta", "x", "hypotheses", "log_prior", "said"),
+    [
+        (BOTH.repeat(5, 1), torch.zeros(9, 1), BOTH, None, "as many rows of theta as of x, got 10 and 9"),
+        (BOTH[:1], torch.zeros(1, 1), BOTH, None, "at least 2 rows, got 1; hundreds"),
+        (BOTH[:0], torch.zeros(0, 1), BOTH, None, "at least 2 rows, got 0"),
+        (BOTH[:1].repeat(5, 1), torch.zeros(5, 1), BOTH[:1], None, r"K >= 2, got \(1, 1\).* one alone is always right"),
+        (BOTH, torch.zeros(2, 1), BOTH[[0, 1, 0]], None, "hypotheses must be different θ"),
+        (BOTH, torch.zeros(2, 3), BOTH, None, r"x \(n, 1\), got \(2, 1\) and \(2, 3\)"),
+        (BOTH[:, 0], torch.zeros(2, 1), BOTH, None, r"theta \(n, 1\) and x \(n, 1\), got \(2,\)"),
+        (BOTH, torch.zeros(2, 1), BOTH, torch.zeros(3), r"log_prior must have shape \(2,\), .* got \(3,\)"),
+    ],
+)
+def test_pairs_that_give_no_temperature_are_refused(theta, x, hypotheses, log_prior, said):
+    with pytest.raises(TrainingError, match=said):
+        recalibrate(Gaussian(parameter_names=("mu",), sd=1.0), (theta, x), hypotheses, log_prior=log_prior)
+
+
+def test_scores_that_give_no_temperature_are_refused():
+    with pytest.raises(TrainingError, match=r"own shape \(n\), got \(5, 2\) and \(4,\)"):
+        temperature(torch.zeros(5, 2), torch.zeros(4).long())
+    with pytest.raises(TrainingError, match="at least 2 rows of 2 hypotheses, got 5 of 1"):
+        temperature(torch.zeros(5, 1), torch.zeros(5).long())
+
+
 def test_a_learnable_and_its_prior_go_along():
     class Flat(Learnable):
         def __init__(self, parameter_names=("mu",), event_shape=(1,)):

@@ -234,6 +234,9 @@ def test_continuous_parameters_are_told_from_those_of_other_rows():
         ({"competition": math.nan}, "competition must be a number >= 0, got nan"),
         ({"hypotheses": torch.zeros(2, 3)}, r"hypotheses must have shape \(K, 1\)"),
         ({"reference": {"a": Gaussian(parameter_names=("y",), sd=1.0)}}, "reference of 'b' must be a modality of y"),
+        ({"reference": {"a": 1}}, r"reference of 'a' must be a modality of y with event_shape \(1,\), got 1; pass"),
+        ({"reference": "prior"}, "reference must be a mapping with the frozen plugin of each of a, b, got str"),
+        ({"reference": {**singles(), "c": 1}}, "reference has 'c', which is no part; there are a, b"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(change, said):
