@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+import scipy.stats
 import torch
 from torch import Tensor
 
@@ -242,7 +243,8 @@ class Estimate:
             method: ``"profile"`` (the likelihood's own shape, right at bounds), ``"boundary"`` (the same with the
                 threshold of its law beside another parameter's bound, where the usual one covers too often by up to
                 a few per cent; see :mod:`engine.boundary`) or ``"wald"`` (θ̂ ± z sd, with the covariance of this
-                estimate, cut at the bounds).
+                estimate, cut at the bounds). Where parts depend on each other, the threshold of a profile is multiplied by
+                Godambe's variance over the observed one, because D is that multiple of χ² then (Kent, Biometrika 69 (1982) 19).
 
         Raises:
             EstimateError: for a failed fit, a level or a method that is none, a parameter that was fixed, for
@@ -269,7 +271,7 @@ class Estimate:
         if not 0.0 < level < 1.0:
             raise EstimateError(f"a confidence level lies between 0 and 1, got {level}; write 0.6827 for 68.27 %")
         names = [n for n in self.parameters.names if n not in self.fixed] if names is None else list(names)
-        columns = self.parameters.indices(names)
+        self.parameters.indices(names)  # refuses names that are not there
         for name in names:
             if name in self.fixed:
                 raise EstimateError(f"'{name}' was fixed at {self.fixed[name]:g}: it has no interval")
@@ -279,25 +281,37 @@ class Estimate:
         if method not in ("profile", "boundary"):
             raise EstimateError(f"the method of an interval is 'profile', 'boundary' or 'wald', got {method!r}")
         deaf = [n for n in names if n not in self._heard(evidence)]
-        found = profile_intervals(
-            One(evidence),
-            [0],
-            self.theta[None],
-            torch.tensor([self.log_evidence], dtype=torch.float64),
-            self.uncertainty().matrix[None],
-            [i for n, i in zip(names, columns, strict=True) if n not in deaf],
-            inside,
-            middle,
-            level=level,
-            boundary=method == "boundary",
-        )[0]
-        rest = iter(found)
-        out: dict[str, Interval] = {}
-        for n in names:
-            interval = _whole_range(self.parameters[n].bounds, level) if n in deaf else next(rest)
-            if isinstance(interval, EstimateError):
-                raise interval
-            out[n] = interval
+        out: dict[str, Interval] = {n: _whole_range(self.parameters[n].bounds, level) for n in deaf}
+        observed = self.uncertainty().matrix
+        for at, some in self._levels([n for n in names if n not in deaf], level, observed).items():
+            found = profile_intervals(
+                One(evidence),
+                [0],
+                self.theta[None],
+                torch.tensor([self.log_evidence], dtype=torch.float64),
+                observed[None],
+                self.parameters.indices(some),
+                inside,
+                middle,
+                level=at,
+                boundary=method == "boundary",
+            )[0]
+            for n, interval in zip(some, found, strict=True):
+                if isinstance(interval, EstimateError):
+                    raise interval
+                out[n] = Interval(*interval, level=level, method=interval.method, at_bound=interval.at_bound)
+        return {n: out[n] for n in names}
+
+    def _levels(self, names: Sequence[str], level: float, observed: Tensor) -> dict[float, list[str]]:
+        """Level of a profile -> the parameters that it is asked of, so that each is covered at the level wanted."""
+        out: dict[float, list[str]] = {}
+        for name in names:
+            at, i = level, self.parameters.index(name)
+            if self.dependence is not None and self.dependence.dependent and self.covariance_kind == "godambe":
+                more = float(self.covariance[i, i] / observed[i, i])
+                if math.isfinite(more) and more > 0.0:
+                    at = float(scipy.stats.chi2.cdf(more * scipy.stats.chi2.ppf(level, 1), 1))
+            out.setdefault(min(at, 1.0 - 1e-15), []).append(name)
         return out
 
     def _heard(self, evidence: Evidence) -> set[str]:

@@ -7,8 +7,11 @@ With :math:`J = \sum_m J_m` the information of the sum at θ̂ and C its inverse
   variance :math:`C_{jj}` that its data's noise makes up: :math:`(C J_m C)_{jj} / C_{jj}`;
 - of a parameter with the others held: :math:`(J_m)_{jj} / J_{jj}`.
 
-All of them add up to 1 over the plugins. What would be lost is another question, and no share: the error without plugin m over
-the error with it, :math:`\sqrt{[(J - J_m)^{-}]_{jj} / C_{jj}}`, infinite where nothing else fixes the parameter.
+All of them add up to 1 over the plugins. Where plugins depend on each other given θ these are shares of the sum's curvature alone, and
+no longer of a variance: what both tell counts twice. ``estimate.dependence`` says whether that was found.
+
+What would be lost is another question, and no share: the error without plugin m over the error with it,
+:math:`\sqrt{[(J - J_m)^{-}]_{jj} / C_{jj}}`, infinite where nothing else fixes the parameter.
 
 References:
     | Kay (1993), Fundamentals of Statistical Signal Processing: Estimation Theory, section 3.8

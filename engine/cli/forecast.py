@@ -54,13 +54,20 @@ def forecast(
     only: Annotated[list[str] | None, typer.Option("--only", help="Use this plugin; repeat it for more.")] = None,
     without: Annotated[list[str] | None, typer.Option("--without", help="Leave this plugin out; repeat it.")] = None,
     prior: Annotated[bool, typer.Option("--map", help="Add the log prior, once: the maximum a posteriori.")] = False,
+    paired: Annotated[
+        bool,
+        typer.Option(
+            "--paired", help="Observation i of every plugin belongs to one unit: no forecast where they depend."
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", help="Of starting points and simulations.")] = 0,
     as_json: AsJson = False,
     trust: Trust = False,
 ) -> None:
     """Forecast the errors after more data (--more), or find the best numbers within a budget (--cost, --budget).
 
-    A registered plugin that has no data here, and one given by --new, can be asked for as well. Exit status 1 means that the
+    A registered plugin that has no data here, and one given by --new, can be asked for as well; plugins that an interaction reads
+    together are taken in equal numbers. Exit status 1 means that the
     estimate on which the forecast rests cannot be trusted.
     """
     from engine.errors import EstimateError
@@ -76,7 +83,7 @@ def forecast(
     numbers, prices = _numbers("--more", more), _numbers("--cost", cost)
     with Console(stderr=True).status("estimating …"):  # silent where stderr is not a terminal
         found = registry.observed if data is None else read_data(data)
-        fit = registry.estimate(found, prior=prior, only=only, without=without, seed=seed)
+        fit = registry.estimate(found, prior=prior, only=only, without=without, dependence=paired, seed=seed)
         here = set(fit.provenance["plugins"])
         kinds = _kinds(registry, [n for n in {**numbers, **prices} if n not in here], new or [], trust)
         if cost and budget is not None:

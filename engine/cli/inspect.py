@@ -24,6 +24,13 @@ def inspect(
     workspace: Workspace = Path("."),
     only: Annotated[list[str] | None, typer.Option("--only", help="Look at this plugin; repeat it for more.")] = None,
     without: Annotated[list[str] | None, typer.Option("--without", help="Leave this plugin out; repeat it.")] = None,
+    pairs: Annotated[
+        str | None,
+        typer.Option(
+            "--pairs",
+            help="A function 'module:name' of (theta, generator) that simulates plugins together, with --trust: interactions are told.",
+        ),
+    ] = None,
     observations: Annotated[
         int, typer.Option("--observations", "-n", min=1, help="Of each plugin, whose worth is told.")
     ] = 1,
@@ -43,14 +50,17 @@ def inspect(
     Plugins are simulated over the prior, so that they need simulators, and parameters proper priors. Exit status 1 means that some
     number is not reliable, or that plugins depend on each other; reasons are given.
     """
+    from engine.factories import resolve
     from engine.information import inspect as inspected
 
     registry = open_registry(workspace, trust)
+    together = None if pairs is None else resolve(pairs, "function", trust)
     with Console(stderr=True).status("simulating …"):  # silent where stderr is not a terminal
         found = inspected(
             registry,
             only=only,
             without=without or (),
+            pairs=together,
             observations=observations,
             independent=independent,
             dependence=dependence,
@@ -93,6 +103,10 @@ def _shown(found: Inspection) -> list[Any]:
             values = (d.redundancy, d.unique1, d.unique2, d.synergy, d.conditional_information)
             both.add_row(escape(f"{a}, {b}"), *("unknown" if v is None else f"{round(v, 3) + 0.0:.3f}" for v in values))
         out.append(both)
+        out += [
+            Text(f"not reliable: {a} and {b}: {d.reason}", "red") for (a, b), d in pairs.pairs.items() if not d.reliable
+        ]
+        out += [Text(f"'{name}' carries {one}") for name, one in pairs.carried.items()]
     if found.dependence is not None:
         out.append(Text(str(found.dependence), "red" if found.dependence.dependent else ""))
     return out

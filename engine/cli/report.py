@@ -36,12 +36,12 @@ def report(
     ] = "auto",
     draws: Annotated[int, typer.Option("--draws", "-n", help="How many draws of equal weight.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", help="What everything random follows from.")] = 0,
-    inspect: Annotated[
+    paired: Annotated[
         bool,
-        typer.Option(
-            "--inspect",
-            help="Tell what each plugin is worth, what they tell two by two, and whether any depend on each other.",
-        ),
+        typer.Option("--paired", help="Observation i of every plugin belongs to one unit: test whether they depend."),
+    ] = False,
+    inspect: Annotated[
+        bool, typer.Option("--inspect", help="Tell what each plugin is worth, and what they tell two by two.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the very numbers of the page for machines.")] = False,
     trust: Trust = False,
@@ -49,7 +49,7 @@ def report(
     """Write one HTML page: the result, figures, tension, shares, trust, the registry, and how to repeat it.
 
     It needs no network, runs no scripts, and can be kept beside a paper. Exit status 0 means that both the estimate and the
-    posterior can be trusted, and that --inspect found no plugins that depend on each other.
+    posterior can be trusted, and that --paired found no plugins that depend on each other.
     """
     from engine.posterior.choose import check_request
     from engine.report.contents import report as write_report
@@ -71,6 +71,7 @@ def report(
         draws=draws,
         seed=seed,
         title=title,
+        dependence=paired,
         inspect=inspect,
         source=None if data is None else str(data),
     )

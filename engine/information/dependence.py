@@ -201,7 +201,7 @@ class Dependence:
         elif godambe:
             known = fit.sandwich(self.variability(fit))
             fit = replace(fit, covariance=known.matrix, covariance_kind=known.kind)
-            words += "; the errors are Godambe's, from joint scores, profile intervals are too short or too long"
+            words += "; the errors are Godambe's, from joint scores"
             if self.units < _FEW:
                 words += f" (from {self.units} pairs alone: take them as rough, or give simulated pairs)"
         words += "; append an interaction, or put them in one plugin"

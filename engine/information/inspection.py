@@ -11,6 +11,7 @@ from engine.certificate.certificate import KAPPA
 from engine.information.dependence import Dependence
 from engine.information.dependence import dependence as dependence_of
 from engine.information.interactions import Interactions, interactions
+from engine.information.scores import Pairs
 from engine.information.worth import Worths, worth
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ class Inspection:
 
     @property
     def trusted(self) -> bool:
-        """Whether every worth is reliable, and no plugins were found to depend on each other."""
-        return self.worths.reliable and not (self.dependence is not None and self.dependence.dependent)
+        """Whether every number is reliable, and no plugins were found to depend on each other."""
+        told = self.worths.reliable and (self.pairs is None or self.pairs.reliable)
+        return told and not (self.dependence is not None and self.dependence.dependent)
 
     @property
     def observations(self) -> dict[str, int]:
@@ -58,6 +60,7 @@ class Inspection:
         return {
             "worth": self.worths.to_dict(),
             "interactions": [] if self.pairs is None else self.pairs.to_dict()["pairs"],
+            "carried": {} if self.pairs is None else self.pairs.to_dict()["carried"],
             "dependence": None if self.dependence is None else self.dependence.to_dict(),
             "certificates": {n: None if c is None else dict(c) for n, c in self.certificates.items()},
         }
@@ -71,6 +74,7 @@ def inspect(
     *,
     only: Sequence[str] | str | None = None,
     without: Sequence[str] | str = (),
+    pairs: Pairs | None = None,
     observations: Mapping[str, int] | int = 1,
     independent: bool = False,
     dependence: bool = False,
@@ -83,10 +87,13 @@ def inspect(
     Arguments:
         registry: Whose plugins, with proper priors.
         only, without: Names of plugins to keep or to leave out.
-        observations: How many of each plugin a simulated data set has.
+        pairs: ``pairs(theta, generator)`` -> plugin -> one observation for each θ (n, P), the parts of a unit simulated together.
+            Without it plugins are simulated independently given θ, where interactions have nothing to say: they are left out of
+            every number, "all together" included.
+        observations: How many of each plugin a simulated data set has, where ``pairs`` are not given.
         independent: Whether the plugins are independent given θ, so that their sum is the joint scalar, and synergy is known.
-        dependence: Whether observation i of all plugins is one unit, and the data that they brought along are tested for
-            dependence.
+        dependence: Whether plugins are tested for dependence at the estimate of the data that they brought along: ``pairs`` there,
+            or else those data, observation i of all plugins being one unit.
         simulations: How many data sets over the prior.
         seed: Of everything.
         progress: Whether to show how far it is; by default, on a terminal.
@@ -95,7 +102,8 @@ def inspect(
         UnknownPluginError: for a name that is not there, or where no plugin is left.
         PosteriorError: for an improper prior.
         ModalityError: for a plugin that cannot simulate, or fails; the message names it.
-        ObservationError: for ``dependence`` without two plugins that can be paired.
+        ObservationError: for ``dependence`` without two plugins that can be paired, or pairs that lack a plugin.
+        ValueError: for ``pairs`` of plugins that are said to be independent.
         EstimateError: for ``dependence`` where the estimate at which it is tested failed.
 
     Example:
@@ -114,16 +122,17 @@ def inspect(
     """
     settings: dict[str, Any] = {"only": only, "without": without, "observations": observations, "seed": seed}
     settings |= {"simulations": simulations, "progress": progress}
+    settings["pairs"] = pairs
     told = worth(registry, **settings)
     names = list(told.alone)
-    pairs = interactions(registry, independent=independent, **settings) if len(names) > 1 else None
-    found = _dependence(registry, names, seed) if dependence else None
-    return Inspection(told, pairs, found, {name: _certificate(registry, name) for name in names})
+    two = interactions(registry, independent=independent, **settings) if len(names) > 1 else None
+    found = _dependence(registry, names, pairs, seed) if dependence else None
+    return Inspection(told, two, found, {name: _certificate(registry, name) for name in names})
 
 
-def _dependence(registry: Registry, names: Sequence[str], seed: int) -> Dependence:
+def _dependence(registry: Registry, names: Sequence[str], pairs: Pairs | None, seed: int) -> Dependence:
     evidence = registry.evidence(only=[n for n in registry.observed if n in names])
-    return dependence_of(registry.estimate(only=evidence.names, seed=seed, refine=False), seed=seed)
+    return dependence_of(registry.estimate(only=evidence.names, seed=seed, refine=False), pairs=pairs, seed=seed)
 
 
 def _certificate(registry: Registry, name: str) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from engine.errors import EvidenceError
-from engine.information.dependence import dependence as dependence_of
+from engine.information.dependence import Dependence, Pairs
 from engine.information.inspection import Inspection
 from engine.information.inspection import inspect as inspect_of
 from engine.posterior.result import PosteriorStatus
@@ -37,7 +37,8 @@ __all__ = ["Picture", "Report", "report"]
 
 _LEVEL = 0.6827
 _CURVES = 4  # parameters that have a figure of curves
-_TEST = "test of dependence"  # what is missing where plugins cannot be paired
+_TEST = "test of dependence"  # what is missing where nobody asked for it
+_NOT_ASKED = "it takes observation i of all plugins for one unit, which --paired or report(dependence=True) says, or simulated pairs"
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,9 @@ class Report:
 
     @property
     def dependent(self) -> bool:
-        """Whether an inspection found plugins that depend on each other, so that their sum counts something twice."""
-        found = (self.contents.get("inspection") or {}).get("dependence") or {}
-        return bool(found.get("dependent", False))
+        """Whether plugins were found to depend on each other, so that their sum counts something twice."""
+        tests = [(self.contents.get(part) or {}).get("dependence") or {} for part in ("estimate", "inspection")]
+        return any(found.get("dependent", False) for found in tests)
 
     def html(self) -> str:
         """One page that needs nothing else: no scripts, no network, no fonts."""
@@ -127,6 +128,7 @@ def report(
     seed: int = 0,
     title: str = "",
     figures: bool = True,
+    dependence: bool | Dependence | Pairs = False,
     inspect: bool | Inspection = False,
     source: str | None = None,
     progress: bool | None = None,
@@ -139,9 +141,10 @@ def report(
         method, draws: As for :meth:`engine.Registry.posterior`.
         title: Of the page; by default it names the parameters.
         figures: Whether to draw; without matplotlib, the page says what is missing.
-        inspect: True to tell what each plugin of the analysis is worth, what they tell two by two, and whether any two depend on
-            each other: tested where two have as many observations, at least 10, of which observation i of both is then taken
-            for one unit. Or what :func:`engine.information.inspect` found before.
+        dependence: As for :meth:`engine.Registry.estimate`: True says that observation i of every plugin belongs to one unit, and
+            tests whether plugins depend on each other.
+        inspect: True to tell what each plugin of the analysis is worth, and what they tell two by two. Or what
+            :func:`engine.information.inspect` found before.
         source: How the data were given on a command line, for the page to say how to repeat it.
         progress: Whether to show how far it is; by default, on a terminal.
 
@@ -178,7 +181,7 @@ def report(
         tick(1)
         held, said = _held(registry, post, fixed or {})
         settings["fixed"] = {**(fixed or {}), **held} or None
-        fit = registry.estimate(data, **settings)
+        fit = registry.estimate(data, **settings, dependence=dependence)
         fit = replace(fit, reason=f"{fit.reason}; {said}") if said else fit
         failed = str(fit.status) == "failed"
         names = [n for n in fit.provenance["plugins"] if not registry.plugins[n].parts]
@@ -198,7 +201,7 @@ def report(
         tick(1)
         inspection, reasons = (inspect, {}) if isinstance(inspect, Inspection) else (None, {})
         if inspect is True:
-            inspection, reasons = _inspected(registry, fit, data, names, only=only, without=without, seed=seed)
+            inspection, reasons = _inspected(registry, fit, names, seed=seed)
         tick(1)
         contents: dict[str, Any] = {
             "title": title or f"{_listed(fit.parameters.names)} from {_listed(names)}",
@@ -227,7 +230,14 @@ def report(
             **_repeat(
                 registry,
                 fit,
-                {**settings, "method": method, "draws": draws, "title": title, "inspect": inspect},
+                {
+                    **settings,
+                    "method": method,
+                    "draws": draws,
+                    "title": title,
+                    "inspect": inspect,
+                    "dependence": dependence,
+                },
                 fixed,
                 source,
                 inspection,
@@ -245,25 +255,15 @@ def report(
 
 
 def _inspected(
-    registry: Registry,
-    fit: Estimate,
-    data: Any,
-    names: Sequence[str],
-    *,
-    only: str | Sequence[str] | None,
-    without: str | Sequence[str] | None,
-    seed: int,
+    registry: Registry, fit: Estimate, names: Sequence[str], *, seed: int
 ) -> tuple[Inspection | None, dict[str, str]]:
-    """What the plugins of an analysis are worth, and whether they depend on each other at θ̂; or why nobody knows."""
+    """What the plugins of an analysis are worth, with the test of dependence that its estimate had; or why nobody knows."""
     found, why = _tried(lambda: inspect_of(registry, only=names, seed=seed, progress=False), ValueError)
     if found is None or len(names) < 2:
         return found, {"inspection": why}
-    if str(fit.status) == "failed":
-        return found, {_TEST: fit.reason}
-    between, why = _tried(
-        lambda: dependence_of(registry.evidence(data, only=only, without=without), fit.theta, seed=seed)
-    )
-    return replace(found, dependence=between), {_TEST: why}
+    if fit.dependence is None:
+        return found, {_TEST: fit.reason if str(fit.status) == "failed" else _NOT_ASKED}
+    return replace(found, dependence=fit.dependence), {}
 
 
 def _held(registry: Registry, post: Posterior | None, fixed: Mapping[str, float]) -> tuple[dict[str, float], str]:
@@ -375,6 +375,7 @@ def _repeat(
     )
     words += ["--simulations", str(asked["simulations"])] if refined else []
     words += ["--method", asked["method"], "--draws", str(asked["draws"]), "--seed", str(asked["seed"])]
+    words += ["--paired"] if asked["dependence"] is True else []
     words += ["--inspect"] if asked["inspect"] is True else []
     words += ["--title", asked["title"]] if asked["title"] else []
     words += ["--output", "report.html"]
@@ -392,7 +393,11 @@ def _repeat(
     given = given if source is None else f"read_data(Path({source!r}))"
     free, held = ([f"fixed={f!r}"] if f else [] for f in (fixed, asked["fixed"]))
     sampled = ", ".join(["data", *common, *free, f"method={asked['method']!r}", f"draws={asked['draws']}"])
-    imported, inspected = _repeat_inspection(inspection, asked, chosen)
+    imported, inspected = _repeat_inspection(inspection, asked)
+    if asked["dependence"] is not False:
+        paired = asked["dependence"] is True
+        simulators += [] if paired else ["pairs = ...  # the simulated pairs that were given"]
+        held.append(f"dependence={True if paired else 'pairs'}")
     lines = [
         *(["from pathlib import Path", ""] if source else []),
         "from engine import Registry",
@@ -411,26 +416,19 @@ def _repeat(
     return {"command": command, "python": "\n".join(lines)}
 
 
-def _repeat_inspection(
-    found: Inspection | None, asked: Mapping[str, Any], chosen: Sequence[str]
-) -> tuple[list[str], list[str]]:
+def _repeat_inspection(found: Inspection | None, asked: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """The Python that inspects again: what it imports, and what it says."""
     if found is None:
         return [], []
-    own = [f"only={list(found.worths.alone)!r}"]
-    if asked["inspect"] is not True:
+    own, given = [f"only={list(found.worths.alone)!r}"], ""
+    if asked["inspect"] is True:
+        own.append(f"seed={asked['seed']}")
+    else:
         counts = found.observations
         own += [f"observations={counts!r}"] if any(n != 1 for n in counts.values()) else []
         own += [f"simulations={found.worths.simulations}"]
-        said = f"inspection = inspect(registry, {', '.join(own)})  # or the one that was given"
-        return ["from engine.information import inspect"], [said]
-    own.append(f"seed={asked['seed']}")
-    lines = [f"inspection = inspect(registry, {', '.join(own)})"]
-    if found.dependence is None:
-        return ["from engine.information import inspect"], lines
-    evidence = f"registry.evidence({', '.join(['data', *chosen])})"
-    lines.append(f"between = dependence({evidence}, fit.theta, seed={asked['seed']})")
-    return ["from engine.information import dependence, inspect"], lines
+        given = "  # or the one that was given"
+    return ["from engine.information import inspect"], [f"inspection = inspect(registry, {', '.join(own)}){given}"]
 
 
 # -- pictures ------------------------------------------------------------------------------------------------------

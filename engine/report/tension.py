@@ -264,6 +264,13 @@ def shares_group(found: Shares) -> RenderableType:
         _by_parameter(found, found.growth, "error without the plugin, over the error with it", _times),
         _directions(found),
     ]
+    if found.estimate.dependence is not None and found.estimate.dependence.dependent:
+        tables.append(
+            Text(
+                "plugins depend on each other: these are shares of the sum's curvature, and no shares of a variance",
+                "red",
+            )
+        )
     return Group(*tables) if found.estimate.converged else Group(_status(found), *tables)
 
 

@@ -46,3 +46,19 @@ def test_a_plugin_that_is_not_there_gives_exit_status_2(evidence, workspace):
     status, _, err = evidence("inspect", "-w", workspace, "--only", "c")
     assert status == 2
     assert "no plugin 'c'; there are a, b" in err
+
+
+def test_a_function_that_simulates_plugins_together_tells_interactions(evidence, workspace, tmp_path, monkeypatch):
+    (tmp_path / "noises_that_correlate.py").write_text(
+        "import torch\n"
+        "def together(theta, generator):\n"
+        "    e = torch.randn(len(theta), 2, generator=generator, dtype=torch.float64)\n"
+        "    return {'a': theta + e[:, :1], 'b': theta + 1.6 * e[:, :1] + 1.2 * e[:, 1:]}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ("inspect", "-w", workspace, "--simulations", 500, "--pairs", "noises_that_correlate:together")
+    status, _, err = evidence(*words)
+    assert status == 2
+    assert "nobody vouches" in err
+    _, out, _ = evidence(*words, "--trust", "--json")
+    assert json.loads(out)["worth"]["paired"]

@@ -23,6 +23,7 @@ from engine.information.independence import (
     learned_independence,
 )
 from engine.information.pairing import Pairing
+from engine.shares import shares
 from modalities import Gaussian, PoissonCounts
 
 RHO, SD = 0.8, (1.0, 2.0)
@@ -298,6 +299,25 @@ def test_what_was_found_is_used_again_and_a_covariance_that_was_asked_for_stays(
     asked = registry.estimate(data(1), dependence=found, covariance="observed")
     assert asked.status == "dependent"
     assert asked["mu"].error == pytest.approx(0.4, rel=1e-6)
+
+
+def test_intervals_of_a_dependent_estimate_have_its_own_errors(registry):
+    """S is quadratic: a profile with the threshold z² C_G / C_J ends at θ̂ ± z √C_G."""
+    fit = registry.estimate(data(0), dependence=found_by_simulation())
+    for level, z in ((0.6827, 1.0), (0.95, 1.959964)):
+        interval = fit.interval("mu", level=level)
+        assert tuple(interval) == pytest.approx(
+            (fit["mu"].value - z * fit["mu"].error, fit["mu"].value + z * fit["mu"].error), rel=1e-4
+        )
+        assert (interval.level, interval.method) == (level, "profile")
+    plain = registry.estimate(data(0), dependence=found_by_simulation(), covariance="observed").interval("mu")
+    assert plain.high - plain.low == pytest.approx(0.8, rel=1e-4)
+
+
+def test_shares_of_a_dependent_estimate_say_what_they_are(registry):
+    found = shares(registry.estimate(data(0), dependence=found_by_simulation()))
+    assert "no shares of a variance" in str(found)
+    assert "no shares of a variance" not in str(shares(registry.estimate(data(0))))
 
 
 def test_few_pairs_are_said_to_be_few(registry):

@@ -36,6 +36,7 @@ def test_it_is_what_its_parts_are_alone(registry):
     assert found.to_dict() == {
         "worth": worth(registry, **asked).to_dict(),
         "interactions": interactions(registry, independent=True, **asked).to_dict()["pairs"],
+        "carried": {},
         "dependence": dependence(registry.estimate(only=["a", "b"], seed=3), seed=3).to_dict(),
         "certificates": {"a": None, "b": None},
     }

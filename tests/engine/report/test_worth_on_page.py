@@ -11,7 +11,9 @@ import torch
 from torch.distributions import Normal, Uniform
 
 from engine import Parameter, Registry
+from engine.errors import ObservationError
 from engine.information import Decomposition, Dependence, Inspection, Interactions, PairTest, Worth, Worths, inspect
+from engine.information.interactions import Carried
 from engine.report.contents import report
 from engine.report.page import ReportError, page
 from modalities import Gaussian
@@ -33,7 +35,7 @@ def registry(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def paired(registry):
-    return report(registry, without="c", inspect=True, **QUICK)
+    return report(registry, without="c", inspect=True, dependence=True, **QUICK)
 
 
 @pytest.fixture
@@ -76,24 +78,37 @@ def test_dependent_plugins_are_bad_news_at_once_and_in_their_table(paired, regis
     text = paired.html()
     assert text.index(BAD.format("plugins depend on each other")) < text.index('id="worth"')
     assert BAD.format("depend") in _section(text)
-    assert "evidence estimate --paired" in _section(text)
+    assert "from the scores of both together" in _section(text)
+    assert paired.contents["estimate"]["status"] == "dependent"
+    assert paired.contents["estimate"]["covariance_kind"] == "godambe"
 
 
 def test_the_command_and_the_python_inspect_again(paired):
-    assert "--inspect" in paired.contents["command"].split()
+    assert {"--inspect", "--paired"} <= set(paired.contents["command"].split())
     names = {}
     exec(paired.contents["python"], names)
-    again = dataclasses.replace(names["inspection"], dependence=names["between"])
+    again = dataclasses.replace(names["inspection"], dependence=names["fit"].dependence)
     assert again.to_dict() == paired.contents["inspection"]
 
 
-def test_plugins_that_cannot_be_paired_are_not_tested_and_the_page_says_so(registry, quick):
-    found = report(registry, only=["a", "c"], inspect=True, **QUICK)
+def test_equal_numbers_are_not_paired_unless_somebody_says_so(registry, quick):
+    found = report(registry, only=["a", "b"], inspect=True, **QUICK)
     assert found.contents["inspection"]["dependence"] is None
-    assert "two plugins with as many observations" in found.contents["missing"]["test of dependence"]
-    assert "Not tested is whether plugins depend on each other: a test of dependence needs" in found.html()
+    assert "for one unit" in found.contents["missing"]["test of dependence"]
+    assert "Not tested is whether plugins depend on each other: it takes" in found.html()
     assert (found.dependent, found.converged) == (False, True)
     assert "dependence" not in found.contents["python"]
+
+
+def test_without_an_inspection_the_estimate_tells_the_dependence(registry):
+    found = report(registry, only=["a", "b"], dependence=True, **QUICK)
+    assert (found.dependent, found.converged) == (True, False)
+    assert BAD.format("plugins depend on each other") in found.html()
+
+
+def test_plugins_that_cannot_be_paired_are_refused(registry):
+    with pytest.raises(ObservationError, match="two plugins with as many observations"):
+        report(registry, only=["a", "c"], dependence=True, **QUICK)
 
 
 def test_an_improper_prior_gives_the_reason_and_the_report_is_written(evidence, tmp_path):
@@ -121,10 +136,10 @@ def test_nothing_is_said_of_worth_where_nobody_asked(registry):
 
 def test_the_command_says_that_plugins_depend_and_draws_their_worth(evidence, registry, quick, tmp_path):
     out = tmp_path / "report.html"
-    words = ("-m", "laplace", "-n", 100, "--without", "c", "--inspect", "-o", out)
+    words = ("-m", "laplace", "-n", 100, "--without", "c", "--inspect", "--paired", "-o", out)
     status, printed, err = evidence("report", "-w", registry.path, *words)
     assert status == 1, err
-    assert printed.strip().endswith("estimate converged, posterior converged, plugins depend on each other")
+    assert printed.strip().endswith("estimate dependent, posterior converged, plugins depend on each other")
     assert "Bars of the information about the parameters, in nats. a: alone 0.3" in out.read_text(encoding="utf-8")
 
 
@@ -137,22 +152,28 @@ def _given(reliable=True):
     """Two plugins whose interaction is registered; the second tells nothing where it is not reliable."""
     fine = Worth("a", 0.35, 0.01, 0.35, 5, True, "")
     other = fine if reliable else Worth("b", -math.inf, math.nan, math.nan, 2, False, "3 % are called impossible")
-    pair = Decomposition(0.1, 0.25, -1e-9, 0.02, 0.35, 0.1, 0.4, 0.0, errors={"synergy": 0.004})
-    test = PairTest(("a", "b"), 100, 50.0, 4, 0.0005, 0.0005, 0.5, "a-with-b")
+    words = {} if reliable else {"reliable": False, "reason": "b: 3 % are called impossible"}
+    pair = Decomposition(0.1, 0.25, -1e-9, 0.02, 0.35, 0.1, 0.4, 0.0, errors={"synergy": 0.004}, **words)
+    carried = {"a-with-b": Carried(("a", "b"), 0.511, 0.012)}
+    test = PairTest(("a", "b"), 100, 5.0, 4, 0.3, 0.3, 0.0, 0.06, ("a-with-b",))
     between = Dependence({("a", "b"): test}, torch.zeros(1), ("a", "b"), torch.zeros(2, 2, 1, 1), 0.05, False)
     certificates = {"a": {"verdict": "certified", "carries": 321.4}, "b": {"verdict": "uncertified", "carries": None}}
     worths = Worths({"a": fine, "b": other}, fine, {"a": fine, "b": other}, False, 500)
-    return Inspection(worths, Interactions({("a", "b"): pair}, {("a", "b"): "a-with-b"}), between, certificates)
+    return Inspection(
+        worths, Interactions({("a", "b"): pair}, {("a", "b"): "a-with-b"}, carried), between, certificates
+    )
 
 
 def _page(paired, given):
-    return page({**paired.contents, "inspection": given.to_dict(), "inspected": given.observations})
+    alone = {k: v for k, v in paired.contents["estimate"].items() if k != "dependence"} | {"reason": ""}
+    return page({**paired.contents, "estimate": alone, "inspection": given.to_dict(), "inspected": given.observations})
 
 
 def test_a_pair_that_an_interaction_carries_is_good_news(paired):
     text = _page(paired, _given())
     assert "plugins depend on each other" not in text
-    assert '<strong class="status good">carried</strong>' in _section(text)
+    assert '<strong class="status good">no dependence found</strong>' in _section(text)
+    assert _shown(text)["carried/a-with-b/information"] == "0.511"
     assert '<td class="left">a-with-b</td>' in _section(text)
     shown = _shown(text)
     assert shown["interactions/0/synergy"] == "0.020"
@@ -164,7 +185,8 @@ def test_a_pair_that_an_interaction_carries_is_good_news(paired):
 
 def test_what_is_not_reliable_has_its_reason_and_certificates_their_numbers(paired):
     text = _section(_page(paired, _given(reliable=False)))
-    assert text.count(BAD.format("not reliable")) == 3  # its row, the reasons, and the table of pairs
+    assert text.count(BAD.format("not reliable")) == 3  # its row, the reasons, and the pair
+    assert "<strong>a and b</strong>: b: 3 % are called impossible" in text
     assert "<strong>b alone, b beside the others</strong>: 3 % are called impossible" in text
     assert "nan" not in text
     assert 'data-path="/inspection/certificates/a/carries">321</data>' in text
