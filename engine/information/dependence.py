@@ -36,7 +36,7 @@ from engine.information.independence import (
     information_of,
     learned_independence,
 )
-from engine.learning.simulator import generator_of, seed_of
+from engine.learning.simulator import asked, generator_of, seed_of
 from engine.result import Estimate, Status
 
 __all__ = ["Dependence", "PairTest", "Pairs", "dependence"]
@@ -306,7 +306,15 @@ def dependence(
     evidence, at = _evidence(source, theta)
     simulated = pairs is not None
     if pairs is not None:
-        drawn = pairs(at.expand(_DRAWN, -1).clone(), generator_of(seed, 3)) if callable(pairs) else pairs
+        drawn: Any = pairs
+        if callable(pairs):
+            simulate: Any = pairs
+            drawn = asked(simulate, at.expand(_DRAWN, -1), generator_of(seed, 3), "the simulator of pairs")
+        if not isinstance(drawn, Mapping):
+            raise ObservationError(
+                f"simulated pairs are a mapping from plugins to (n, *event_shape), for some of {', '.join(evidence.names)}, got "
+                f"{type(drawn).__name__}; return {{'{evidence.names[0]}': ...}}"
+            )
         evidence = Evidence(evidence.parameters, evidence.modalities, dict(drawn), prior=False)
     lengths, parts = evidence.observations.lengths, {n: m.parts for n, m in evidence.modalities.items()}
     chosen = list(evidence.names if names is None else names)
@@ -348,26 +356,26 @@ def dependence(
 
 
 def with_dependence(
-    fit: Estimate, evidence: Evidence, asked: bool | Dependence | Pairs, *, godambe: bool, seed: int = 0
+    fit: Estimate, evidence: Evidence, given: bool | Dependence | Pairs, *, godambe: bool, seed: int = 0
 ) -> Estimate:
     """What :meth:`engine.Registry.estimate` does with its ``dependence``.
 
     Arguments:
         fit: The estimate.
         evidence: Its sum, of raw scalars.
-        asked: True for the pairs of the data, or simulated pairs, or what was found before.
+        given: True for the pairs of the data, or simulated pairs, or what was found before.
         godambe, seed: As for :meth:`Dependence.applied` and :func:`dependence`.
     """
     if fit.status is Status.FAILED:
         return fit
-    if isinstance(asked, bool | Mapping) or callable(asked):
-        pairs = None if isinstance(asked, bool) else asked
-        asked = dependence(evidence, fit.theta, pairs=pairs, seed=seed)
-    if not isinstance(asked, Dependence):
+    if isinstance(given, bool | Mapping) or callable(given):
+        pairs = None if isinstance(given, bool) else given
+        given = dependence(evidence, fit.theta, pairs=pairs, seed=seed)
+    if not isinstance(given, Dependence):
         raise EstimateError(
-            f"dependence is True, simulated pairs by plugin, a function of (theta, generator), or a Dependence, got {asked!r:.100}"
+            f"dependence is True, simulated pairs by plugin, a function of (theta, generator), or a Dependence, got {given!r:.100}"
         )
-    return asked.applied(fit, godambe=godambe)
+    return given.applied(fit, godambe=godambe)
 
 
 def _evidence(source: Estimate | Evidence, theta: Tensor | Mapping[str, float] | None) -> tuple[Evidence, Tensor]:

@@ -13,9 +13,9 @@ import torch
 from scipy.stats import qmc
 from torch import Tensor
 
-from engine.errors import EvidenceError, ModalityError, ObservationError
+from engine.errors import EvidenceError, ModalityError, ObservationError, UnknownPluginError
 from engine.joining import joined, partners
-from engine.learning.simulator import Simulate, data_sets, generator_of, seed_of
+from engine.learning.simulator import Simulate, asked, data_sets, generator_of, seed_of
 from engine.modality import Modality
 from engine.parameters import ParameterSpace
 from engine.posterior.mass import refuse_improper
@@ -136,6 +136,11 @@ def _apart(
 ) -> dict[str, Tensor]:
     """Plugin -> data (n, N, *event_shape), independent given θ."""
     counts, simulators = {}, {}
+    for what, given in (("observations", observations), ("simulate", simulate)):
+        if isinstance(given, Mapping) and (unknown := [n for n in given if n not in live]):
+            raise UnknownPluginError(
+                f"{what} names '{unknown[0]}', which is none of {', '.join(live)}; correct the name"
+            )
     for name, modality in live.items():
         counts[name] = int(observations.get(name, 1) if isinstance(observations, Mapping) else observations)
         if counts[name] < 1:
@@ -151,7 +156,8 @@ def _apart(
 
 def _together(pairs: Pairs, live: Mapping[str, Modality], theta: Tensor, seed: int) -> dict[str, Tensor]:
     """Plugin -> data (n, 1, *event_shape) of units in which all parts were simulated together."""
-    drawn = pairs(theta.clone(), generator_of(seed, 1))
+    simulator: Any = pairs
+    drawn: Any = asked(simulator, theta, generator_of(seed, 1), "the simulator of pairs")
     out: dict[str, Tensor] = {}
     for name, modality in live.items():
         if modality.parts:

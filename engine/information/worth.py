@@ -41,6 +41,7 @@ __all__ = ["Worth", "Worths", "worth", "worth_of"]
 _GAMMAS = range(1, 9)
 _CLAIM = 4.0  # standard errors between what a scalar claims and what is borne out
 _SHARE = 0.02  # of the number: differences below do not matter
+_NOISE = 0.02  # nats of an error that are fine where there is nothing
 _FEW = 10.0  # points of a posterior, in the median
 
 
@@ -169,8 +170,10 @@ def worth(
 
     Raises:
         ValueError: for a modality without ``prior``, or too few simulations.
+        UnknownPluginError: for names that are not there, and where there is no plugin.
         PosteriorError: for an improper prior.
-        ModalityError: for a plugin that cannot simulate, or fails; the message names it.
+        ModalityError: for a plugin that cannot simulate, or fails, and pairs that do; the message names it.
+        ObservationError: for pairs that lack a plugin, or have another shape.
 
     Example:
         >>> from torch.distributions import Normal
@@ -285,6 +288,10 @@ def _worth(name: str, own: Tensor, at: Tensor, log_weights: Tensor, observations
         return Worth(name, -math.inf, math.nan, math.nan, observations, False, faults[0])
     found = extrapolate(_rungs(own, at, log_weights))
     faults = [*([] if found.reliable else [found.reason]), *faults]
+    if found.error > max(abs(found.information), _NOISE):
+        faults.append(
+            f"the error is larger than the number: {found.information:.2g} ± {found.error:.2g}; ask for more simulations"
+        )
     return Worth(name, found.information, found.error, claimed, observations, not faults, "; ".join(faults))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.distributions import Normal
 
 from engine import Evidence, Parameter, ParameterSpace, Registry
-from engine.errors import EstimateError, ObservationError
+from engine.errors import EstimateError, ModalityError, ObservationError
 from engine.estimate import estimate
 from engine.information import dependence
 from engine.information.independence import (
@@ -399,6 +399,13 @@ def test_what_cannot_be_tested_is_refused(registry):
         dependence(fit, pairs=simulate, level=5)
     with pytest.raises(EstimateError, match="dependence is True, simulated pairs"):
         registry.estimate(data(0), dependence=3)
+
+
+def test_simulators_of_pairs_that_fail_are_named(registry):
+    with pytest.raises(ModalityError, match="the simulator of pairs raised ZeroDivisionError"):
+        registry.estimate(data(0), dependence=lambda theta, generator: 1 / 0)
+    with pytest.raises(ObservationError, match=r"a mapping from plugins .* for some of a, b, got Tensor"):
+        registry.estimate(data(0), dependence=lambda theta, generator: theta)
 
 
 @pytest.mark.slow

@@ -181,3 +181,12 @@ def test_two_parameters_tell_what_each_does_alone_and_their_sum():
         assert one.error < 0.08
         assert abs(one.information - exact) < 4 * one.error
         assert one.information == pytest.approx(exact, rel=0.1)
+
+
+def test_names_that_are_not_there_and_pairs_that_fail_are_refused():
+    with pytest.raises(UnknownPluginError, match="observations names 'zz', which is none of a"):
+        worth_of(SPACE, {"a": Gaussian(parameter_names=("mu",), sd=1.0)}, observations={"zz": 3}, simulations=200)
+    with pytest.raises(ModalityError, match="the simulator of pairs raised ZeroDivisionError"):
+        worth_of(SPACE, {"a": Gaussian(parameter_names=("mu",), sd=1.0)}, pairs=lambda t, g: 1 / 0, simulations=200)
+    with pytest.raises(ObservationError, match=r"pairs.* must return data of every plugin by name"):
+        worth_of(SPACE, {"a": Gaussian(parameter_names=("mu",), sd=1.0)}, pairs=lambda t, g: t, simulations=200)
