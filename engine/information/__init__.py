@@ -16,12 +16,13 @@ from engine.information.design import Design, design
 from engine.information.discrete import decompose
 from engine.information.forecast import Forecast, Outlook, forecast
 from engine.information.inspection import Inspection, inspect
-from engine.information.interactions import Interactions, interactions, interactions_of
+from engine.information.interactions import Carried, Interactions, interactions, interactions_of
 from engine.information.mutual import Information, mutual_information
 from engine.information.transport import decompose_samples
 from engine.information.worth import Worth, Worths, worth, worth_of
 
 __all__ = [
+    "Carried",
     "Decomposition",
     "Dependence",
     "Design",

@@ -44,11 +44,13 @@ class Carried:
 
     Attributes:
         parts: The plugins that it is over.
-        information: The mean of its scalar, nats a unit, with standard error ``error``: :math:`E \log p(x_1, \dots, x_k \mid \theta)
-            - \sum_m E \log p(x_m \mid \theta)`.
-        beyond: Of three and more parts, what is left after those of fewer of them, by inclusion and exclusion, with standard error
-            ``beyond_error``; negative where smaller ones share among each other. None unless an interaction of every smaller set
-            of its parts is there too: there are 2^k − k − 2 of them.
+        information: The mean of its scalar, nats a unit: :math:`E \log p(x_1, \dots, x_k \mid \theta) - \sum_m E \log p(x_m \mid
+            \theta)`.
+        error: Its standard error.
+        beyond: Of three and more parts, what is left after those of fewer of them, by inclusion and exclusion; negative where
+            smaller ones share among each other. None unless an interaction of every smaller set of its parts is there too: there
+            are 2^k − k − 2 of them.
+        beyond_error: Its standard error.
 
     Example:
         >>> print(Carried(("a", "b", "c"), 0.69, 0.01, 0.12, 0.02))
