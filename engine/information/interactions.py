@@ -15,6 +15,7 @@ Beside it stands what the sum of the two misses, :math:`I(x_1; x_2 \mid \theta) 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from engine.information.decomposition import Decomposition
 from engine.information.plugins import plugins_of
 from engine.information.scores import Pairs, Scores, scored
 from engine.information.transport import decompose_samples
-from engine.information.worth import claims
+from engine.information.worth import all_points, claims
 from engine.learning.simulator import Simulate
 from engine.modality import Modality
 from engine.parameters import ParameterSpace
@@ -231,11 +232,32 @@ def interactions_of(
             prior=told.log_weights.exp(),
             seed=seed,
         )
+        errors, sums = (
+            dict(found.errors),
+            {"information1": pair[:1], "information2": pair[1:], "joint_information": both},
+        )
+        for number, names in sums.items():
+            if names is not None:
+                errors[number] = math.hypot(errors[number], _of_points(told, names))
+        found = replace(found, errors=errors)
         faults = [*(doubts[n] for n in pair), "" if both is None else _doubt(told, both)]
         reason = "; ".join(fault for fault in faults if fault)
         out[pair] = replace(found, reliable=not reason, reason=reason).to(unit)
     over = {n: m.parts for n, m in modalities.items() if m.parts and n in told.own}
     return Interactions(out, joint, {n: _carried(n, over, told) for n in over})
+
+
+def _of_points(told: Scores, names: Sequence[str]) -> float:
+    """What finitely many points make of a sum's information, nats: it is off by 1/K, which half of them show."""
+    if all_points(told.log_weights):
+        return 0.0
+    s = torch.stack([told.at[n] for n in names]).sum(0)
+    means = []
+    for columns in (slice(None), slice(None, None, 2)):
+        weights = torch.log_softmax(told.log_weights[columns], 0)
+        q = torch.log_softmax(s[:, columns] + weights, -1)
+        means.append(float((q.exp() * torch.where(q > -745.0, q - weights, 0.0)).sum(-1).mean()))
+    return abs(means[0] - means[1])
 
 
 def _doubt(told: Scores, names: Sequence[str]) -> str:

@@ -267,7 +267,7 @@ def _rungs(
     own: Tensor, at: Tensor, log_weights: Tensor, less: tuple[Tensor, Tensor] | None = None
 ) -> dict[int, list[float]]:
     """γ -> the bound's mean over each of γ chunks of the simulations, with a γ-th of the points; less another's."""
-    whole = _all_points(log_weights)
+    whole = all_points(log_weights)
     out: dict[int, list[float]] = {}
     for gamma in _GAMMAS:
         values = []
@@ -320,12 +320,12 @@ def claims(own: Tensor, at: Tensor, log_weights: Tensor) -> tuple[float, list[st
             "retrain it"
         )
     enough = float((-(2.0 * q).logsumexp(-1)).exp().median())  # the points that a posterior rests on
-    if enough < _FEW and not _all_points(log_weights):
+    if enough < _FEW and not all_points(log_weights):
         faults.append(f"saturated: posteriors rest on {enough:.2g} of {len(log_weights)} points; ask for more points")
     return float(said.mean()), faults
 
 
-def _all_points(log_weights: Tensor) -> bool:
+def all_points(log_weights: Tensor) -> bool:
     """Whether points are all the values of discrete parameters, rather than samples."""
     return len(log_weights) < 64 or bool((log_weights != log_weights[0]).any())
 

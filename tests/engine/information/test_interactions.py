@@ -93,6 +93,23 @@ def test_too_few_points_are_said_to_be_too_few():
     assert "ask for more points" in found.pairs["a", "b"].reason
 
 
+@pytest.mark.parametrize(("sds", "observations"), [((1.0, 2.0), 1), ((0.3, 0.6), 5), ((0.1, 0.1), 1)])
+def test_errors_cover_every_number_of_normal_measurements(sds, observations):
+    """I = ½ ln(1 + Σ N/σ²), R = min I_m, S = I − max I_m: two parts that are independent given mu."""
+    kinds = {n: Gaussian(parameter_names=("mu",), sd=s) for n, s in zip("ab", sds, strict=True)}
+    settings = {"observations": observations, "simulations": 2000, "seed": 1}
+    pair = interactions_of(SPACE, kinds, independent=True, **settings).pairs["a", "b"]
+    first, second = (0.5 * math.log(1.0 + observations / s**2) for s in sds)
+    both = 0.5 * math.log(1.0 + sum(observations / s**2 for s in sds))
+    least = min(first, second)
+    truth = {"information1": first, "information2": second, "joint_information": both, "redundancy": least}
+    truth |= {"unique1": first - least, "unique2": second - least, "synergy": both - max(first, second)}
+    assert pair.reliable
+    for name, value in truth.items():
+        assert abs(getattr(pair, name) - value) < 3.0 * pair.errors[name] + 2e-3, name
+        assert pair.errors[name] < 0.06, name
+
+
 class Normals(Modality):
     """log p(x_1 … x_k | mu) − Σ log p(x_m | mu) of noises that all correlate by ρ."""
 
