@@ -204,7 +204,8 @@ class Dependence:
             words += "; the errors are Godambe's, from joint scores"
             if self.units < _FEW:
                 words += f" (from {self.units} pairs alone: take them as rough, or give simulated pairs)"
-        words += "; append an interaction, or put them in one plugin"
+        there = any(self.pairs[pair].beside for pair in self.flagged)
+        words += f"; {'train the interaction better' if there else 'append an interaction'}, or put them in one plugin"
         usable = fit.status in (Status.CONVERGED, Status.AT_BOUND)
         status = Status.DEPENDENT if usable else fit.status
         reason = f"{words}; {fit.reason}" if usable else f"{fit.reason}; {words}"

@@ -40,6 +40,7 @@ __all__ = ["Design", "design"]
 _CRITERIA = ("c", "A", "D")
 _RIDGE = 1e-12  # of an information scaled to a unit diagonal: what is not known at all stays a number
 _UNKNOWN = 1e-9  # of the same: a target outside what the data determine
+_GAIN = 1e-9  # of a variance: all that the budget buys must bring more
 _NONE = 1e-6  # of what the whole budget buys: fewer observations are a solver's way to write 0
 
 
@@ -153,6 +154,12 @@ def design(
     groups = _groups(outlook, costs)
     price, low, high = _limits(groups, costs, budget, at_least or {}, at_most or {}, whole)
     problem = _Problem.of(outlook, groups, high, criterion, target)
+    best, none = problem.value(high), problem.value(low)
+    if none - best < _GAIN * (1.0 if criterion == "D" else abs(none)) and not problem.undetermined(low):
+        raise EstimateError(
+            f"nothing that {', '.join(costs)} tell makes {', '.join(problem.labels)} better known; give the cost of a kind that does, or "
+            "another target"
+        )
     relaxed = _optimum(problem, price, budget, low, high)
     bound, numbers = problem.value(relaxed), relaxed
     if whole:

@@ -7,17 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
 from engine.certificate.certificate import KAPPA
+from engine.evidence import Evidence
 from engine.information.dependence import Dependence
 from engine.information.dependence import dependence as dependence_of
 from engine.information.interactions import Interactions, interactions
 from engine.information.scores import Pairs
 from engine.information.worth import Worths, worth
+from engine.learning.simulator import asked, generator_of
 
 if TYPE_CHECKING:
     from engine.registry import Registry
 
 __all__ = ["Inspection", "inspect"]
+
+_LEAST = 10  # pairs that make a sum to be tested, before more are drawn
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ def inspect(
         observations: How many of each plugin a simulated data set has, where ``pairs`` are not given.
         independent: Whether the plugins are independent given θ, so that their sum is the joint scalar, and synergy is known.
         dependence: Whether plugins are tested for dependence at the estimate of the data that they brought along: ``pairs`` there,
-            or else those data, observation i of all plugins being one unit.
+            or else those data, observation i of all plugins being one unit. Without such data, ``pairs`` at the prior's median.
         simulations: How many data sets over the prior.
         seed: Of everything.
         progress: Whether to show how far it is; by default, on a terminal.
@@ -131,8 +138,16 @@ def inspect(
 
 
 def _dependence(registry: Registry, names: Sequence[str], pairs: Pairs | None, seed: int) -> Dependence:
-    evidence = registry.evidence(only=[n for n in registry.observed if n in names])
-    return dependence_of(registry.estimate(only=evidence.names, seed=seed, refine=False), pairs=pairs, seed=seed)
+    """At the estimate of the data that plugins brought along; where there are none, of simulated pairs at the prior's median."""
+    observed = [n for n in registry.observed if n in names]
+    if pairs is None or observed:
+        evidence = registry.evidence(only=observed)
+        return dependence_of(registry.estimate(only=evidence.names, seed=seed, refine=False), pairs=pairs, seed=seed)
+    space = registry.parameters
+    theta = torch.as_tensor(space.quantile(np.full((1, len(space)), 0.5)))[0]
+    drawn = asked(pairs, theta.expand(_LEAST, -1), generator_of(seed, 6), "the simulator of pairs")
+    live = {n: registry.modality(n) for n in registry.plugins}
+    return dependence_of(Evidence(space, live, {n: drawn[n] for n in names}), theta, pairs=pairs, seed=seed)
 
 
 def _certificate(registry: Registry, name: str) -> dict[str, Any] | None:

@@ -182,6 +182,7 @@ def test_rounding_alone_never_leaves_the_limits():
         ({"budget": -1.0}, "the budget of a design must be > 0 and finite"),
         ({"budget": 0.5}, "a budget of 0.5 buys no observation, of which the cheapest costs 1"),
         ({"budget": 1.0}, r"buys no whole numbers of a, b that determine '[ab]'"),
+        ({"costs": {"a": 1.0}, "target": "b", "criterion": "c"}, "no numbers of a determine 'b'"),
         ({"costs": {}}, "cost of at least one kind; there are a, b"),
         ({"at_least": {"a": 50.0}}, "at_least costs 50, more than the budget of 30"),
         ({"at_least": {"a": 5.0}, "at_most": {"a": 2.0}}, "at_least of 'a' is more than its at_most"),
@@ -365,3 +366,14 @@ def test_an_interaction_is_no_kind_to_be_bought():
         design(fit, {"a": 1.0}, 10.0)
     with pytest.raises(EstimateError, match="'tie' is an interaction"):
         forecast(fit, {"tie": 1}, new={"tie": Tie()})
+
+
+def test_kinds_that_tell_nothing_of_the_target_are_refused():
+    space = ParameterSpace([Parameter("a"), Parameter("b")])
+    kinds = {n: Gaussian(parameter_names=(n,), sd=1.0) for n in "ab"}
+    fit = estimate(Evidence(space, kinds, {"a": [[0.0]], "b": [[1.0]]}))
+    with pytest.raises(EstimateError, match="nothing that a tell makes 'b' better known"):
+        design(fit, {"a": 1.0}, 10.0, "b")
+    for criterion in "AD":
+        with pytest.raises(EstimateError, match="nothing that a tell makes 'b' better known"):
+            design(fit, {"a": 1.0}, 10.0, ["b"], criterion=criterion)

@@ -94,3 +94,20 @@ def test_infinities_are_none_for_machines():
     told = Inspection(Worths({"a": bad}, bad, {}, False, 500), None, None, {"a": None}).to_dict()
     assert told["worth"]["alone"]["a"]["information"] is None
     assert told["worth"]["total"]["bits"] is None
+
+
+def test_simulated_pairs_need_no_data(tmp_path):
+    def together(theta, generator):
+        e = torch.randn(len(theta), 2, generator=generator, dtype=torch.float64)
+        return {"a": theta + e[:, :1], "b": theta + 1.6 * e[:, :1] + 1.2 * e[:, 1:]}
+
+    registry = Registry.create(tmp_path / "w", [Parameter("mu", prior=Normal(0.0, 1.0))])
+    for name, sd in (("a", 1.0), ("b", 2.0)):
+        registry.append(name, Gaussian(parameter_names=("mu",), sd=sd))
+    found = inspect(registry, pairs=together, dependence=True, **QUICK)
+    assert found.worths.paired
+    assert found.dependence.flagged == (("a", "b"),)
+    assert found.dependence.theta.tolist() == [0.0]
+    assert not found.worths.total.reliable  # their sum is too sure
+    with pytest.raises(ObservationError, match="no plugin brought data along"):
+        inspect(registry, dependence=True, **QUICK)
