@@ -38,7 +38,7 @@ def gates() -> None:
         first, second, both, prior = counted(table, 20_000, seed=0)
         found = decompose_samples(first, second, both, prior=prior, unit="bits")
         parts = ("redundancy", "unique1", "unique2", "synergy")
-        cells = [f"{getattr(exact, p) + 0.0:6.4f} {getattr(found, p) + 0.0:6.4f}" for p in parts]
+        cells = [f"{round(getattr(exact, p), 4) + 0.0:6.4f} {round(getattr(found, p), 4) + 0.0:6.4f}" for p in parts]
         print(f"{name:32s}  {'  '.join(cells)}  {exact.conditional_information:6.4f}      {found.gap:.0e}", flush=True)
 
 
@@ -48,7 +48,7 @@ def binary() -> None:
         first, second, both, s12 = two_sided(40_000, rho, seed=1)
         found = decompose_samples(first, second, both, conditional=s12, unit="bits")
         parts = ("redundancy", "unique1", "unique2", "synergy", "conditional_information")
-        cells = [f"{getattr(found, p) + 0.0:.4f} ± {found.errors[p]:.4f}" for p in parts]
+        cells = [f"{round(getattr(found, p), 4) + 0.0:.4f} ± {found.errors[p]:.4f}" for p in parts]
         print(f"{rho:+11.1f}   {'  '.join(cells)}  {truth}", flush=True)
 
 

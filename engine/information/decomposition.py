@@ -128,8 +128,8 @@ def taken_apart(
     redundancy = information1 + information2 - least
     return Decomposition(
         redundancy=redundancy,
-        unique1=information1 - redundancy,
-        unique2=information2 - redundancy,
+        unique1=least - information2,
+        unique2=least - information1,
         synergy=None if joint is None else joint - least,
         information1=information1,
         information2=information2,
