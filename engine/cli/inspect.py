@@ -28,7 +28,7 @@ def inspect(
         str | None,
         typer.Option(
             "--pairs",
-            help="A function 'module:name' of (theta, generator) that simulates plugins together, with --trust: interactions are told.",
+            help="An importable function 'module:name' of (theta, generator) that simulates plugins together; needs --trust.",
         ),
     ] = None,
     observations: Annotated[

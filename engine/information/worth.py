@@ -41,6 +41,7 @@ __all__ = ["Worth", "Worths", "worth", "worth_of"]
 _GAMMAS = range(1, 9)
 _CLAIM = 4.0  # standard errors between what a scalar claims and what is borne out
 _SHARE = 0.02  # of the number: differences below do not matter
+_WORSE, _LOSS = 3.0, 0.01  # standard errors, and nats, below zero that further data cannot be worth
 _NOISE = 0.02  # nats of an error that are fine where there is nothing
 _FEW = 10.0  # points of a posterior, in the median
 
@@ -347,6 +348,11 @@ def _added(
     faults = [w.reason for w in (whole, others) if not w.reliable]
     if not found.reliable and "nothing was found" not in found.reason:
         faults.append(found.reason)
+    if found.information < -max(_WORSE * found.error, _LOSS):
+        faults.append(
+            "beside the others it takes information away, which no further data do: the sum counts twice what they share; append an "
+            "interaction, or train the one that is there better"
+        )
     claimed = whole.claimed - others.claimed
     return Worth(
         name, found.information, found.error, claimed, observations, not faults, "; ".join(dict.fromkeys(faults))

@@ -190,3 +190,17 @@ def test_names_that_are_not_there_and_pairs_that_fail_are_refused():
         worth_of(SPACE, {"a": Gaussian(parameter_names=("mu",), sd=1.0)}, pairs=lambda t, g: 1 / 0, simulations=200)
     with pytest.raises(ObservationError, match=r"pairs.* must return data of every plugin by name"):
         worth_of(SPACE, {"a": Gaussian(parameter_names=("mu",), sd=1.0)}, pairs=lambda t, g: t, simulations=200)
+
+
+def test_a_part_that_takes_information_away_is_found_out():
+    """Noise that correlates by 0.8 and σ = (1, 2): the plain sum knows less of mu than a alone, ½ ln 2, because it is too sure."""
+
+    def together(theta, generator):
+        e = torch.randn(len(theta), 2, generator=generator, dtype=torch.float64)
+        return {"a": theta + e[:, :1], "b": theta + 1.6 * e[:, :1] + 1.2 * e[:, 1:]}
+
+    found = worth_of(SPACE, TWO, pairs=together, simulations=3000)
+    assert found.added["b"].information < -0.02
+    assert not found.added["b"].reliable
+    assert "beside the others it takes information away" in found.added["b"].reason
+    assert "takes information away" not in worth_of(SPACE, TWO, simulations=3000).added["b"].reason
