@@ -259,7 +259,7 @@ def dependence(
     theta: Tensor | Mapping[str, float] | None = None,
     *,
     pairs: Pairs | None = None,
-    names: Sequence[str] | None = None,
+    names: Sequence[str] | str | None = None,
     critic: bool = False,
     level: float = 0.05,
     seed: int = 0,
@@ -318,7 +318,7 @@ def dependence(
             )
         evidence = Evidence(evidence.parameters, evidence.modalities, dict(drawn), prior=False)
     lengths, parts = evidence.observations.lengths, {n: m.parts for n, m in evidence.modalities.items()}
-    chosen = list(evidence.names if names is None else names)
+    chosen = list(evidence.names if names is None else [names] if isinstance(names, str) else dict.fromkeys(names))
     if unknown := [n for n in chosen if n not in lengths]:
         raise ObservationError(
             f"there are no observations of '{unknown[0]}' to pair; there are some of {', '.join(lengths)}"

@@ -393,6 +393,10 @@ def test_what_cannot_be_tested_is_refused(registry):
         dependence(fit)
     with pytest.raises(ObservationError, match="no observations of 'c' to pair; there are some of a, b"):
         dependence(Evidence(SPACE, KINDS, data(0, n=20)), torch.zeros(1), names=["a", "c"])
+    with pytest.raises(ObservationError, match="no observations of 'ab' to pair"):
+        dependence(Evidence(SPACE, KINDS, data(0, n=20)), torch.zeros(1), names="ab")
+    with pytest.raises(ObservationError, match="needs two plugins with as many observations"):
+        dependence(Evidence(SPACE, KINDS, data(0, n=20)), torch.zeros(1), names=["a", "a"])
     with pytest.raises(EstimateError, match="pass theta="):
         dependence(Evidence(SPACE, KINDS, data(0, n=20)))
     with pytest.raises(EstimateError, match="between 0 and 1, got 5"):
