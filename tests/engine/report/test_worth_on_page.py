@@ -106,6 +106,17 @@ def test_without_an_inspection_the_estimate_tells_the_dependence(registry):
     assert BAD.format("plugins depend on each other") in found.html()
 
 
+def test_a_test_that_finds_nothing_is_told(tmp_path):
+    made = Registry.create(tmp_path / "w", [Parameter("mu", prior=Normal(0.0, 1.0))])
+    e = torch.randn(60, 2, generator=torch.Generator().manual_seed(2))
+    for k, name in enumerate("ab"):
+        made.append(name, Gaussian(parameter_names=("mu",), sd=1.0), observations=e[:, k : k + 1])
+    found = report(made, dependence=True, **QUICK)
+    assert (found.dependent, found.converged) == (False, True)
+    assert 'Independence: <strong class="status good">no dependence found</strong>' in found.html()
+    assert "Independence: " not in report(made, **QUICK).html()
+
+
 def test_plugins_that_cannot_be_paired_are_refused(registry):
     with pytest.raises(ObservationError, match="two plugins with as many observations"):
         report(registry, only=["a", "c"], dependence=True, **QUICK)
