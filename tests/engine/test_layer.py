@@ -981,7 +981,7 @@ def test_batched_data_need_an_axis_for_observations():
         pair_layer()({"pair": torch.ones(4, 3)}, batched=True)
     with pytest.raises(ObservationError, match="a mask needs batched=True"):
         pair_layer()({"pair": torch.ones(4, 3)}, mask={"pair": torch.ones(4).bool()})
-    with pytest.raises(ObservationError, match=r"boolean of shape \(2, 4\)"):
+    with pytest.raises(ObservationError, match=r"boolean of shape .*\(2, 4\)"):
         pair_layer()({"pair": torch.ones(2, 4, 3)}, batched=True, mask={"pair": torch.ones(4).bool()})
 
 
