@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from engine import Modality, Parameter, ParameterSpace
+from engine import Evidence, Modality, Parameter, ParameterSpace
 from engine.errors import UnknownPluginError
-from engine.information import interactions_of
+from engine.information import dependence, interactions_of
 from modalities import Gaussian
 
 SPACE = ParameterSpace([Parameter("mu", prior=Normal(0.0, 1.0))])
@@ -156,3 +156,18 @@ def test_what_is_no_pair_is_refused():
         interactions_of(SPACE, {"a": TWO["a"]})
     with pytest.raises(ValueError, match="independent=True says"):
         interactions_of(SPACE, TWO, pairs=pairs, independent=True)
+
+
+def test_what_an_interaction_of_three_leaves_is_tested_beside_it():
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randn(400, 1, generator=generator, dtype=torch.float64)
+    x = math.sqrt(0.5) * (shared + torch.randn(400, 3, generator=generator, dtype=torch.float64))
+    data = {n: x[:, k : k + 1] for k, n in enumerate("abc")}
+    kinds = {n: Gaussian(parameter_names=("mu",), sd=1.0) for n in "abc"}
+
+    def flagged(**more):
+        return set(dependence(Evidence(SPACE, {**kinds, **more}, data), torch.zeros(1)).flagged)
+
+    assert flagged(abc=Normals("abc")) == flagged(ab=Normals("ab"), abc=Normals("abc")) == set()
+    assert flagged(ab=Normals("ab")) == {("a", "c"), ("b", "c")}
+    assert flagged(abc=Normals("abc", 0.3)) == {("a", "b"), ("a", "c"), ("b", "c")}
