@@ -137,8 +137,8 @@ def decompose_samples(
         if both is None and way[3]:
             continue
         values, given_back = rows @ way[: rows.shape[1]], 0.0
-        if way[2]:  # of the least information half of what cells lose; of one part, the difference of both
-            given_back = 0.5 * (abs(lost[0] - lost[1]) if name.startswith("unique") else sum(lost))
+        if way[2]:  # half of what cells lose was given back to the least information: between none and all of it is right
+            given_back = 0.5 * sum(lost)
         bias = values.mean() - numbers @ way[: len(numbers)]
         errors[name] = math.hypot(values.std(ddof=1) / math.sqrt(batches), bias, given_back)
     mean_conditional = None
