@@ -137,7 +137,9 @@ def decompose_samples(
         if both is None and way[3]:
             continue
         values, given_back = rows @ way[: rows.shape[1]], 0.0
-        if way[2]:  # half of what cells lose was given back to the least information: between none and all of it is right
+        if way[
+            2
+        ]:  # half of what cells lose was given back to the least information: between none and all of it is right
             given_back = 0.5 * sum(lost)
         bias = values.mean() - numbers @ way[: len(numbers)]
         errors[name] = math.hypot(values.std(ddof=1) / math.sqrt(batches), bias, given_back)
