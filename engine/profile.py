@@ -170,6 +170,7 @@ def profile_intervals(
     middle: Tensor,
     *,
     level: float = 0.6827,
+    stretch: float = 1.0,
     boundary: bool = False,
 ) -> list[list[Interval | EstimateError]]:
     """The profile intervals of several components of several estimates, all ends searched together.
@@ -184,6 +185,7 @@ def profile_intervals(
         inside: The feasible set, bounds (P,).
         middle: A point well inside it, (P,).
         level: The confidence level, in (0, 1).
+        stretch: The multiple of χ² that D follows, where it is another than 1.
         boundary: Whether the threshold is that of the law beside the nearest bound of another parameter
             (:mod:`engine.boundary`), rather than that of χ²₁.
 
@@ -203,7 +205,7 @@ def profile_intervals(
         >>> profile_intervals(one, [0], theta, top, C, [1], space.feasible, space.interior, level=0.95)
         [[Interval(-1.95996398, 1.95996398, level=0.95, method='profile')]]
     """
-    target = math.sqrt(float(scipy.stats.chi2.ppf(level, 1)))
+    target = math.sqrt(stretch * float(scipy.stats.chi2.ppf(level, 1)))
     space, given = objective.parameters, torch.tensor(list(items))
     at = objective.derivatives(theta, given)
     noise = (1e-6 + 16.0 * at.resolution).tolist()
@@ -221,7 +223,7 @@ def profile_intervals(
     ends = ends_at([target] * (2 * len(theta) * len(columns)))
     _search_ends(ends, objective, given, maximum, noise, inside)
     for _ in range(3 if boundary else 0):
-        found = _thresholds(ends, at.information, inside, level)
+        found = [math.sqrt(stretch) * c for c in _thresholds(ends, at.information, inside, level)]
         if all(abs(new - end.target) < 1e-5 for new, end in zip(found, ends, strict=True)):
             break
         ends = ends_at(found)

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-import scipy.stats
 import torch
 from torch import Tensor
 
@@ -283,7 +282,7 @@ class Estimate:
         deaf = [n for n in names if n not in self._heard(evidence)]
         out: dict[str, Interval] = {n: _whole_range(self.parameters[n].bounds, level) for n in deaf}
         observed = self.uncertainty().matrix
-        for at, some in self._levels([n for n in names if n not in deaf], level, observed).items():
+        for stretch, some in self._stretches([n for n in names if n not in deaf], observed).items():
             found = profile_intervals(
                 One(evidence),
                 [0],
@@ -293,25 +292,24 @@ class Estimate:
                 self.parameters.indices(some),
                 inside,
                 middle,
-                level=at,
+                level=level,
+                stretch=stretch,
                 boundary=method == "boundary",
             )[0]
             for n, interval in zip(some, found, strict=True):
                 if isinstance(interval, EstimateError):
                     raise interval
-                out[n] = Interval(*interval, level=level, method=interval.method, at_bound=interval.at_bound)
+                out[n] = interval
         return {n: out[n] for n in names}
 
-    def _levels(self, names: Sequence[str], level: float, observed: Tensor) -> dict[float, list[str]]:
-        """Level of a profile -> the parameters that it is asked of, so that each is covered at the level wanted."""
+    def _stretches(self, names: Sequence[str], observed: Tensor) -> dict[float, list[str]]:
+        """The multiple of χ² that D follows -> the parameters along which it does."""
         out: dict[float, list[str]] = {}
+        wrong = self.dependence is not None and self.dependence.dependent and self.covariance_kind == "godambe"
         for name in names:
-            at, i = level, self.parameters.index(name)
-            if self.dependence is not None and self.dependence.dependent and self.covariance_kind == "godambe":
-                more = float(self.covariance[i, i] / observed[i, i])
-                if math.isfinite(more) and more > 0.0:
-                    at = float(scipy.stats.chi2.cdf(more * scipy.stats.chi2.ppf(level, 1), 1))
-            out.setdefault(min(at, 1.0 - 1e-15), []).append(name)
+            i = self.parameters.index(name)
+            more = float(self.covariance[i, i] / observed[i, i]) if wrong else 1.0
+            out.setdefault(more if math.isfinite(more) and more > 0.0 else 1.0, []).append(name)
         return out
 
     def _heard(self, evidence: Evidence) -> set[str]:

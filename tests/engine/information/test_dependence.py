@@ -1,5 +1,6 @@
 """Dependence given θ against closed forms: θ ~ N(0, 1), x_m = θ + σ_m ε_m, σ = (1, 2), noise that correlates by 0.8."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -312,6 +313,14 @@ def test_intervals_of_a_dependent_estimate_have_its_own_errors(registry):
         assert (interval.level, interval.method) == (level, "profile")
     plain = registry.estimate(data(0), dependence=found_by_simulation(), covariance="observed").interval("mu")
     assert plain.high - plain.low == pytest.approx(0.8, rel=1e-4)
+
+
+def test_intervals_reach_as_far_as_an_error_that_is_many_times_the_plain_one(registry):
+    """At 95 % a variance 30 times the plain one has D = 115, where the chance of more is below what a level can be told from 1."""
+    fit = registry.estimate(data(0), dependence=found_by_simulation())
+    wide = dataclasses.replace(fit, covariance=30.0 * fit.covariance)
+    low, high = wide.interval("mu", level=0.95)
+    assert (high - low) / 2.0 == pytest.approx(1.959964 * wide["mu"].error, rel=1e-4)
 
 
 def test_shares_of_a_dependent_estimate_say_what_they_are(registry):
