@@ -309,8 +309,7 @@ def dependence(
     if pairs is not None:
         drawn: Any = pairs
         if callable(pairs):
-            simulate: Any = pairs
-            drawn = asked(simulate, at.expand(_DRAWN, -1), generator_of(seed, 3), "the simulator of pairs")
+            drawn = asked(pairs, at.expand(_DRAWN, -1), generator_of(seed, 3), "the simulator of pairs")
         if not isinstance(drawn, Mapping):
             raise ObservationError(
                 f"simulated pairs are a mapping from plugins to (n, *event_shape), for some of {', '.join(evidence.names)}, got "

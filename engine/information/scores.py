@@ -156,8 +156,7 @@ def _apart(
 
 def _together(pairs: Pairs, live: Mapping[str, Modality], theta: Tensor, seed: int) -> dict[str, Tensor]:
     """Plugin -> data (n, 1, *event_shape) of units in which all parts were simulated together."""
-    simulator: Any = pairs
-    drawn: Any = asked(simulator, theta, generator_of(seed, 1), "the simulator of pairs")
+    drawn: Any = asked(pairs, theta, generator_of(seed, 1), "the simulator of pairs")
     out: dict[str, Tensor] = {}
     for name, modality in live.items():
         if modality.parts:

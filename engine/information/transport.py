@@ -120,7 +120,8 @@ def decompose_samples(
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(t), generator=generator) for t in (first, second)]
     parts = [t[order].tensor_split(batches) for t, order in zip((first, second), orders, strict=True)]
-    whole = _solved(first, second, both, p_y, cells, seed)
+    numbers, lost, gap = _solved(first, second, both, p_y, cells, seed)
+    given_back = 0.5 * sum(lost)  # to the least information, of which none or all may be right
     shares = [None] * batches if both is None else both.tensor_split(batches)
     rows = np.array(
         [
@@ -128,21 +129,15 @@ def decompose_samples(
             for k, (one, two, share) in enumerate(zip(*parts, shares, strict=True))
         ]
     )
-    numbers, lost, gap = whole
-    least = numbers[2] + 0.5 * sum(lost)
-    told = [float(v) for v in numbers]
-    found = taken_apart(told[0], told[1], float(least), None if both is None else told[3], None, gap)
+    first_alone, second_alone, least, *together = numbers.tolist()
+    found = taken_apart(first_alone, second_alone, least + given_back, together[0] if together else None, None, gap)
     errors = {}
     for name, way in _WAYS.items():
         if both is None and way[3]:
             continue
-        values, given_back = rows @ way[: rows.shape[1]], 0.0
-        if way[
-            2
-        ]:  # half of what cells lose was given back to the least information: between none and all of it is right
-            given_back = 0.5 * sum(lost)
+        values = rows @ way[: rows.shape[1]]
         bias = values.mean() - numbers @ way[: len(numbers)]
-        errors[name] = math.hypot(values.std(ddof=1) / math.sqrt(batches), bias, given_back)
+        errors[name] = math.hypot(values.std(ddof=1) / math.sqrt(batches), bias, way[2] * given_back)
     mean_conditional = None
     if conditional is not None:
         c = torch.as_tensor(conditional, dtype=torch.float64).reshape(-1)
@@ -154,8 +149,12 @@ def decompose_samples(
 def _solved(
     first: Tensor, second: Tensor, both: Tensor | None, p_y: Tensor, cells: int, seed: int
 ) -> tuple[np.ndarray, tuple[float, float], float]:
-    """I_1, I_2, the least information of cells and I where joint posteriors are there, (3,) or (4,), nats; what cells lose of I_1 and I_2;
-    a bound on what is left to gain."""
+    """One set of samples.
+
+    Returns:
+        I_1, I_2, the least information of cells and, with joint posteriors, I, shape (3,) or (4,), nats; what cells lose of I_1 and
+        I_2; and a bound on what is left to gain.
+    """
     p1, p2 = _cells(first, second, cells, seed)
     least, left = _least(p1, p2, p_y)
     whole = [_information((t / t.sum(0).clamp_min(_TINY)).mT, p_y) for t in (first, second)]

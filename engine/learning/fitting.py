@@ -284,9 +284,7 @@ def _source(
         raise TrainingError(f"simulations must be a whole number >= 1, got {simulations!r}; 10_000 is a start")
     check_enough(simulations, max(1, round(validation * simulations)), len(names))
     name = type(modality).__name__
-    label = (
-        "the simulator" if name.startswith("_") else f"the simulator of {name}"
-    )  # what trains another has a private name
+    label = "the simulator" if name.startswith("_") else f"the simulator of {name}"  # private: what trains another
     return Simulated(simulate, prior, names, event, simulations, seed, label)
 
 
