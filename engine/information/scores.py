@@ -136,11 +136,10 @@ def _apart(
 ) -> dict[str, Tensor]:
     """Plugin -> data (n, N, *event_shape), independent given θ."""
     counts, simulators = {}, {}
-    for what, given in (("observations", observations), ("simulate", simulate)):
-        if isinstance(given, Mapping) and (unknown := [n for n in given if n not in live]):
-            raise UnknownPluginError(
-                f"{what} names '{unknown[0]}', which is none of {', '.join(live)}; correct the name"
-            )
+    if isinstance(observations, Mapping) and (unknown := [n for n in observations if n not in live]):
+        raise UnknownPluginError(
+            f"observations names '{unknown[0]}', which is none of {', '.join(live)}; correct the name"
+        )
     for name, modality in live.items():
         counts[name] = int(observations.get(name, 1) if isinstance(observations, Mapping) else observations)
         if counts[name] < 1:

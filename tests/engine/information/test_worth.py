@@ -186,6 +186,11 @@ def test_two_parameters_tell_what_each_does_alone_and_their_sum():
 def test_names_that_are_not_there_and_pairs_that_fail_are_refused():
     with pytest.raises(UnknownPluginError, match="observations names 'zz', which is none of a"):
         worth_of(SPACE, {"a": Gaussian(parameter_names=("mu",), sd=1.0)}, observations={"zz": 3}, simulations=200)
+    kept = {
+        "a": Gaussian(parameter_names=("mu",), sd=1.0)
+    }  # one dictionary of simulators serves for any choice of plugins
+    simulators = {n: one.simulate for n, one in TWO.items()}
+    assert list(worth_of(SPACE, kept, simulate=simulators, simulations=200).alone) == ["a"]
     with pytest.raises(ModalityError, match="the simulator of pairs raised ZeroDivisionError"):
         worth_of(SPACE, {"a": Gaussian(parameter_names=("mu",), sd=1.0)}, pairs=lambda t, g: 1 / 0, simulations=200)
     with pytest.raises(ObservationError, match=r"pairs.* must return data of every plugin by name"):
