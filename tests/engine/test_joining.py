@@ -18,17 +18,16 @@ RHO, SD = 0.8, (1.0, 2.0)
 
 
 class Exact(Modality):
-    """s_12 of two normal parts around θ whose noise correlates."""
+    """s of two normal parts around θ whose noise correlates by ρ."""
 
-    parts = ("a", "b")
-
-    def __init__(self):
+    def __init__(self, parts=("a", "b"), sd=SD, rho=RHO):
         super().__init__(parameter_names=("mu",), event_shape=(2,))
+        self.parts, self.sd, self.rho = tuple(parts), sd, rho
 
     def log_evidence(self, x, theta):
-        z = (x - theta) / torch.tensor(SD, dtype=x.dtype)
-        joint = (z[..., 0] ** 2 - 2 * RHO * z[..., 0] * z[..., 1] + z[..., 1] ** 2) / (1 - RHO**2)
-        return -0.5 * math.log(1 - RHO**2) - 0.5 * joint + 0.5 * z.square().sum(-1)
+        z = (x - theta) / torch.tensor(self.sd, dtype=x.dtype)
+        joint = (z[..., 0] ** 2 - 2 * self.rho * z[..., 0] * z[..., 1] + z[..., 1] ** 2) / (1 - self.rho**2)
+        return -0.5 * math.log(1 - self.rho**2) - 0.5 * joint + 0.5 * z.square().sum(-1)
 
 
 SPACE = ParameterSpace([Parameter("mu", prior=Normal(0.0, 1.0))])
@@ -309,20 +308,9 @@ def test_a_dependence_that_an_interaction_carries_is_not_held_against_the_sum():
     assert dependence(Evidence(SPACE, KINDS, data), torch.tensor([0.3])).dependent
 
 
-class Weak(Exact):
-    """What correlates by 0.5 where the noise does by 0.8."""
-
-    rho = 0.5
-
-    def log_evidence(self, x, theta):
-        z = (x - theta) / torch.tensor(SD, dtype=x.dtype)
-        joint = (z[..., 0] ** 2 - 2 * self.rho * z[..., 0] * z[..., 1] + z[..., 1] ** 2) / (1 - self.rho**2)
-        return -0.5 * math.log(1 - self.rho**2) - 0.5 * joint + 0.5 * z.square().sum(-1)
-
-
 def test_an_interaction_that_carries_too_little_is_found_out():
     """KL of the pairs from the sum with it: ½ [(2 − 2 · 0.5 · 0.8) / 0.75 − 2 + ln(0.75 / 0.36)] = 0.167 nats are left."""
-    found = dependence(Evidence(SPACE, {**KINDS, "s12": Weak()}, pairs(1000)), torch.tensor([0.3]))
+    found = dependence(Evidence(SPACE, {**KINDS, "s12": Exact(rho=0.5)}, pairs(1000)), torch.tensor([0.3]))
     assert found.flagged == (("a", "b"),)
     assert 0.05 < found.pairs["a", "b"].information < 0.35
     assert "beside 's12', 0." in str(found)
@@ -338,19 +326,6 @@ def test_an_untrained_interaction_silences_nothing(registry):
     assert with_it["mu"].error == pytest.approx(without["mu"].error, rel=0.2)
 
 
-class Neighbours(Modality):
-    """s of two neighbours of a chain of normal steps around θ, each correlating by 0.8 with the next."""
-
-    def __init__(self, parts):
-        super().__init__(parameter_names=("mu",), event_shape=(2,))
-        self.parts = parts
-
-    def log_evidence(self, x, theta):
-        z = x - theta
-        joint = (z[..., 0] ** 2 - 2 * RHO * z[..., 0] * z[..., 1] + z[..., 1] ** 2) / (1 - RHO**2)
-        return -0.5 * math.log(1 - RHO**2) - 0.5 * joint + 0.5 * z.square().sum(-1)
-
-
 def test_the_ends_of_a_chain_are_tested_beside_what_lies_between():
     """a and c correlate by 0.64, all of it through b: s_ab + s_bc carries that, and s_ab alone does not."""
     e = torch.randn(3, 1000, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
@@ -359,7 +334,7 @@ def test_the_ends_of_a_chain_are_tested_beside_what_lies_between():
         z.append(RHO * z[-1] + math.sqrt(1 - RHO**2) * e[k])
     data = {n: x[:, None] for n, x in zip("abc", z, strict=True)}
     kinds = {n: Gaussian(parameter_names=("mu",), sd=1.0) for n in "abc"}
-    chain = {"ab": Neighbours(("a", "b")), "bc": Neighbours(("b", "c"))}
+    chain = {"ab": Exact("ab", (1.0, 1.0)), "bc": Exact("bc", (1.0, 1.0))}
     assert not dependence(Evidence(SPACE, {**kinds, **chain}, data), torch.zeros(1)).dependent
     half = dependence(Evidence(SPACE, {**kinds, "ab": chain["ab"]}, data), torch.zeros(1))
     assert set(half.flagged) == {("a", "c"), ("b", "c")}
