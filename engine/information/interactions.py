@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from engine.errors import UnknownPluginError
-from engine.information.decomposition import Decomposition
+from engine.information.decomposition import Decomposition, taken_apart
 from engine.information.plugins import plugins_of
 from engine.information.scores import Pairs, Scores, scored
 from engine.information.transport import decompose_samples
-from engine.information.worth import all_points, claims
+from engine.information.worth import claims
 from engine.learning.simulator import Simulate
 from engine.modality import Modality
 from engine.parameters import ParameterSpace
@@ -125,7 +125,7 @@ def interactions(
     without: Sequence[str] | str = (),
     unit: str = "nats",
     simulations: int = 4000,
-    points: int = 128,
+    points: int | None = None,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Interactions:
@@ -141,7 +141,9 @@ def interactions(
         observations: How many of each plugin a data set has, where ``pairs`` are not given.
         only, without: Names of plugins to keep or to leave out.
         unit: ``"nats"`` or ``"bits"``.
-        simulations, points: How many data sets, and how many points stand for the prior.
+        simulations: How many data sets.
+        points: How many stand for the prior: by default 128, and 256 for several parameters. What half of them moves is added once more
+            to every number, and is part of its error.
         seed: Of everything.
         progress: Whether to show how far it is; by default, on a terminal.
 
@@ -183,7 +185,7 @@ def interactions_of(
     observations: Mapping[str, int] | int = 1,
     unit: str = "nats",
     simulations: int = 4000,
-    points: int = 128,
+    points: int | None = None,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Interactions:
@@ -213,6 +215,7 @@ def interactions_of(
     if len(parts) < 2:
         raise UnknownPluginError(f"an interaction is of at least two plugins, got {', '.join(parts) or 'none'}")
     settings: dict[str, Any] = {"observations": observations, "simulate": simulate, "pairs": pairs, "seed": seed}
+    points = points or (128 if len(space) == 1 else 256)
     told = scored(space, modalities, simulations=simulations, points=points, progress=progress, **settings)
     doubts = {n: _doubt(told, [n]) for n in parts}
     out: dict[tuple[str, str], Decomposition] = {}
@@ -224,22 +227,9 @@ def interactions_of(
         missed = torch.zeros(len(told.theta), dtype=torch.float64) if independent else None
         if carried:
             missed = torch.stack([told.own[n] for n in carried]).sum(0)
-        found = decompose_samples(
-            _posterior(told, pair[:1]),
-            _posterior(told, pair[1:]),
-            None if both is None else _posterior(told, both),
-            conditional=missed,
-            prior=told.log_weights.exp(),
-            seed=seed,
-        )
-        errors, sums = (
-            dict(found.errors),
-            {"information1": pair[:1], "information2": pair[1:], "joint_information": both},
-        )
-        for number, names in sums.items():
-            if names is not None:
-                errors[number] = math.hypot(errors[number], _of_points(told, names))
-        found = replace(found, errors=errors)
+        found = _decomposed(told, pair, both, slice(None), missed, seed)
+        if told.half is not None:
+            found = _of_more_points(found, _decomposed(told, pair, both, told.half, missed, seed))
         faults = [*(doubts[n] for n in pair), "" if both is None else _doubt(told, both)]
         reason = "; ".join(fault for fault in faults if fault)
         out[pair] = replace(found, reliable=not reason, reason=reason).to(unit)
@@ -247,17 +237,44 @@ def interactions_of(
     return Interactions(out, joint, {n: _carried(n, over, told) for n in over})
 
 
-def _of_points(told: Scores, names: Sequence[str]) -> float:
-    """What finitely many points make of a sum's information, nats: it is off by 1/K, which half of them show."""
-    if all_points(told.log_weights):
-        return 0.0
-    s = torch.stack([told.at[n] for n in names]).sum(0)
-    means = []
-    for columns in (slice(None), slice(None, None, 2)):
-        weights = torch.log_softmax(told.log_weights[columns], 0)
-        q = torch.log_softmax(s[:, columns] + weights, -1)
-        means.append(float((q.exp() * torch.where(q > -745.0, q - weights, 0.0)).sum(-1).mean()))
-    return abs(means[0] - means[1])
+def _decomposed(
+    told: Scores, pair: Sequence[str], both: Sequence[str] | None, columns: slice, missed: Tensor | None, seed: int
+) -> Decomposition:
+    """From some of the points.
+
+    Arguments:
+        pair: The two plugins.
+        both: Those of the joint scalar; None where nobody knows it.
+        columns: Of the points.
+        missed: s of the interaction at each data set's own θ; None where nobody knows it.
+    """
+    log_prior = torch.log_softmax(told.log_weights[columns], 0)
+
+    def posterior(names: Sequence[str]) -> Tensor:
+        return torch.softmax(torch.stack([told.at[n] for n in names]).sum(0)[:, columns] + log_prior, -1)
+
+    first, second = posterior(pair[:1]), posterior(pair[1:])
+    joint = None if both is None else posterior(both)
+    return decompose_samples(first, second, joint, conditional=missed, prior=log_prior.exp(), seed=seed)
+
+
+def _of_more_points(found: Decomposition, half: Decomposition) -> Decomposition:
+    """The decomposition for ever more points, from all of them and half: they bias it as 1/K, and its errors are what that moved."""
+
+    def further(value: float, less: float) -> float:
+        return 2.0 * value - less
+
+    first, second = (further(getattr(found, n), getattr(half, n)) for n in ("information1", "information2"))
+    least = first + further(found.unique2, half.unique2)
+    joint = None
+    if found.joint_information is not None and half.joint_information is not None:
+        joint = further(found.joint_information, half.joint_information)
+    moved = taken_apart(first, second, least, joint, found.conditional_information, max(found.gap, half.gap))
+    errors = {
+        n: error if n == "conditional_information" else math.hypot(error, getattr(found, n) - getattr(half, n))
+        for n, error in found.errors.items()
+    }
+    return replace(moved, errors=errors)
 
 
 def _doubt(told: Scores, names: Sequence[str]) -> str:
@@ -280,8 +297,3 @@ def _carried(name: str, over: Mapping[str, Sequence[str]], told: Scores) -> Carr
         terms[some] = told.own[inner[some]] - sum((t for p, t in terms.items() if p < some), torch.zeros_like(s))
     beyond = s - torch.stack(list(terms.values())).sum(0)
     return Carried(*numbers, float(beyond.mean()), float(beyond.std()) / root)
-
-
-def _posterior(told: Scores, names: Sequence[str]) -> Tensor:
-    """Posteriors over the points of every data set, shape (n, K)."""
-    return torch.softmax(torch.stack([told.at[n] for n in names]).sum(0) + told.log_weights, -1)

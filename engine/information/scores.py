@@ -47,6 +47,13 @@ class Scores:
     at: Mapping[str, Tensor]
     paired: bool
 
+    @property
+    def half(self) -> slice | None:
+        """Half of the points, which stand for the prior too; None where the points are all values of discrete parameters."""
+        if all_points(self.log_weights):
+            return None
+        return slice(None, None, 2) if self.points.shape[1] == 1 else slice(len(self.points) // 2)
+
     def sum_of(self, names: Sequence[str], parts: Mapping[str, Sequence[str]]) -> tuple[Tensor, Tensor]:
         """S of some plugins and of their interactions: at the own θ, (n,), and at the points, (n, K).
 
@@ -63,8 +70,8 @@ def prior_points(space: ParameterSpace, n: int, seed: int) -> tuple[Tensor, Tens
     """Points that stand for the prior, (K, P), and the log of their probabilities, (K,).
 
     Every value of parameters that are all discrete; else quantiles: the middles of n equal parts for one parameter, a Sobol
-    sequence for more, in random order; draws where constraints tie them. In chunks of stride γ, they stand for the prior too: every
-    second point of a Sobol sequence as it comes lies in one half of it.
+    sequence for more, each half of it in random order; draws where constraints tie them. In chunks of stride γ, they stand for the
+    prior too: every second point of a Sobol sequence as it comes lies in one half of it.
     """
     if all(space.discrete):
         ranges = [torch.arange(p.bounds[0], p.bounds[1] + 1, dtype=torch.float64) for p in space]
@@ -76,9 +83,15 @@ def prior_points(space: ParameterSpace, n: int, seed: int) -> tuple[Tensor, Tens
         points = space.quantile((np.arange(n)[:, None] + 0.5) / n)
     else:
         rng = np.random.default_rng(seed)
-        u = rng.permutation(qmc.Sobol(len(space), rng=rng).random_base2(math.ceil(math.log2(n))))
+        halves = np.split(qmc.Sobol(len(space), rng=rng).random_base2(math.ceil(math.log2(n))), 2)
+        u = np.concatenate([rng.permutation(half) for half in halves])
         points = space.quantile(u.clip(1e-12, 1.0 - 1e-12))
     return points, torch.full((len(points),), -math.log(len(points)), dtype=torch.float64)
+
+
+def all_points(log_weights: Tensor) -> bool:
+    """Whether points are all the values of discrete parameters, rather than samples."""
+    return len(log_weights) < 64 or bool((log_weights != log_weights[0]).any())
 
 
 def scored(

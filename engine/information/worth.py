@@ -28,7 +28,7 @@ from torch import Tensor
 from engine.errors import UnknownPluginError
 from engine.information.decomposition import UNITS
 from engine.information.reliability import extrapolate
-from engine.information.scores import Pairs, scored
+from engine.information.scores import Pairs, all_points, scored
 from engine.learning.simulator import Simulate
 from engine.modality import Modality
 from engine.parameters import ParameterSpace
@@ -324,11 +324,6 @@ def claims(own: Tensor, at: Tensor, log_weights: Tensor) -> tuple[float, list[st
     if enough < _FEW and not all_points(log_weights):
         faults.append(f"saturated: posteriors rest on {enough:.2g} of {len(log_weights)} points; ask for more points")
     return float(said.mean()), faults
-
-
-def all_points(log_weights: Tensor) -> bool:
-    """Whether points are all the values of discrete parameters, rather than samples."""
-    return len(log_weights) < 64 or bool((log_weights != log_weights[0]).any())
 
 
 def _added(

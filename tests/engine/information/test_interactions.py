@@ -104,6 +104,18 @@ def test_errors_cover_every_number_of_normal_measurements(sds, observations):
         assert pair.errors[name] < 0.06, name
 
 
+@pytest.mark.parametrize("observations", [1, 4, 25])
+def test_parts_that_tell_different_parameters_have_no_redundancy(observations):
+    """θ = (a, b), one part measures each: U = ½ ln(1 + N), R = 0. Finitely many points tie a and b, which would be redundancy."""
+    space = ParameterSpace([Parameter(n, prior=Normal(0.0, 1.0)) for n in ("a", "b")])
+    kinds = {f"of_{n}": Gaussian(parameter_names=(n,), sd=1.0) for n in ("a", "b")}
+    pair = interactions_of(space, kinds, observations=observations, simulations=2000).pairs["of_a", "of_b"]
+    truth = 0.5 * math.log(1.0 + observations)
+    for name, value in (("redundancy", 0.0), ("unique1", truth), ("unique2", truth), ("information1", truth)):
+        assert abs(getattr(pair, name) - value) < 3.0 * pair.errors[name] + 2e-3, name
+    assert pair.redundancy < 0.03 * truth + 2e-3
+
+
 class Normals(Modality):
     """log p(x_1 … x_k | mu) − Σ log p(x_m | mu) of noises that all correlate by ρ."""
 

@@ -123,6 +123,40 @@ def test_raw_heavy_tails_are_flagged_and_ranks_are_not():
     assert "heavy" not in mutual_information(*normal(1500, np.random.default_rng(0)), "ksg", ranks=False).reason
 
 
+@pytest.mark.parametrize(("d", "rho"), [(4, 0.8), (5, 0.6), (10, 0.3)])
+def test_nearest_neighbours_in_many_dimensions_are_flagged(d, rho):
+    """Their bias falls as a small power of N, which no subsampling shows: 7 errors low in four dimensions."""
+    rng = np.random.default_rng(d)
+    x = rng.standard_normal((1000, d))
+    found = mutual_information(x, rho * x + math.sqrt(1 - rho**2) * rng.standard_normal((1000, d)), "ksg")
+    assert not found.reliable
+    assert found.information < -0.5 * d * math.log(1 - rho**2) - 3 * 0.03  # it is wrong, by three plain errors
+
+
+@pytest.mark.parametrize(("d", "rho"), [(1, 0.4), (1, 0.999), (2, 0.5)])
+def test_nearest_neighbours_in_few_dimensions_are_right_within_their_errors(d, rho):
+    truth = -0.5 * d * math.log(1 - rho**2)
+    pulls = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((1000, d))
+        found = mutual_information(x, rho * x + math.sqrt(1 - rho**2) * rng.standard_normal((1000, d)), "ksg")
+        assert found.reliable, found.reason
+        pulls.append((found.information - truth) / found.error)
+    assert max(map(abs, pulls)) < 3.5
+    assert abs(np.mean(pulls)) < 4 / math.sqrt(8)
+
+
+def test_rows_that_follow_one_another_are_no_independent_samples():
+    """Two random walks know nothing of each other, and any estimator finds about a nat."""
+    x, y = np.random.default_rng(0).standard_normal((2, 2000)).cumsum(1)
+    found = mutual_information(x, y, "ksg")
+    assert not found.reliable
+    assert "rows follow one another, with correlations of neighbours 0.99 in x and 0.99 in y" in found.reason
+    noise = np.random.default_rng(1).standard_normal(2000)
+    assert "follow" not in mutual_information(x, noise, "ksg").reason
+
+
 @pytest.mark.parametrize("method", ["ksg", "infonce", "dv"])
 def test_more_information_than_samples_can_show_is_flagged(method):
     x = np.random.default_rng(0).standard_normal((1400, 1))
