@@ -50,8 +50,9 @@ _ERRORS, _OFF = 4.0, 0.02  # of the normalisation: standard errors, and what els
 class Interaction(Pairwise):
     """A learned s_12 over two plugins or more, which has no data of its own: it reads theirs.
 
-    A registry uses it where all of its parts are in the query. It is trained by :func:`fit_interaction`, which says how much that takes,
-    and how to see by :meth:`check` and :func:`engine.certificate.certify` whether it was enough.
+    A registry uses it where all of its parts are in the query. It is trained by :func:`fit_interaction`, which says how much that takes.
+    Whether it says too much, :meth:`check` and :func:`engine.certificate.certify` show; whether it says enough, a test of
+    :func:`engine.information.dependence` with simulated pairs, of what is left beside it.
 
     Arguments:
         parts: The plugins, by name, at least two.
@@ -264,7 +265,8 @@ class InteractionCheck:
 
     @property
     def normalised(self) -> bool:
-        """Whether the normalisation is 1 within 4 of its errors and 0.02. Enough training brings it there; so does none, where s = 0."""
+        """Whether the normalisation is 1 within 4 of its errors and 0.02. Enough training brings it there; so does none, where s = 0, and
+        any that says too little: test what is left with :func:`engine.information.dependence`."""
         return abs(self.normalisation - 1.0) <= _ERRORS * self.normalisation_error + _OFF
 
     def __str__(self) -> str:

@@ -91,8 +91,9 @@ def _shown(found: Inspection) -> list[Any]:
     table.add_section()
     table.add_row("all together", _number(told.total), f"{told.total.bits:.3f}", "", "")
     out: list[Any] = [table]
-    doubtful = [*told.alone.values(), told.total, *told.added.values()]
-    seen = dict.fromkeys(f"{w.name}: {w.reason}" for w in doubtful if not w.reliable)
+    doubtful = [*((n, w) for n, w in told.alone.items()), ("all together", told.total)]
+    doubtful += [(f"{n} beside the others", w) for n, w in told.added.items()]
+    seen = dict.fromkeys(f"{what}: {w.reason}" for what, w in doubtful if not w.reliable)
     out += [Text(f"not reliable: {line}", "red") for line in seen]
     if pairs is not None:
         both = Table(box=box.SIMPLE_HEAD, title="two by two, nats", title_justify="left")
@@ -106,7 +107,7 @@ def _shown(found: Inspection) -> list[Any]:
         out += [
             Text(f"not reliable: {a} and {b}: {d.reason}", "red") for (a, b), d in pairs.pairs.items() if not d.reliable
         ]
-        out += [Text(f"'{name}' carries {one}") for name, one in pairs.carried.items()]
+        out += [Text(f"'{name}' carries {one}", "" if one.reliable else "red") for name, one in pairs.carried.items()]
     if found.dependence is not None:
         out.append(Text(str(found.dependence), "red" if found.dependence.dependent else ""))
     return out

@@ -1,4 +1,4 @@
-r"""Do the parts of a sum depend on each other given θ? Where they do, adding counts something twice.
+r"""Do the parts of a sum depend on each other given θ? Where they do, adding mistakes what they share.
 
 Adding is right if the parts are independent given θ; what it gets wrong otherwise is :math:`I(x_1; x_2 \mid \theta)` nats a
 pair. Every pair of plugins is tested at θ̂ (:mod:`engine.information.independence`), with p-values corrected for all pairs
@@ -195,7 +195,7 @@ class Dependence:
             return replace(fit, dependence=self, reason="; ".join(filter(None, (fit.reason, self._unseen()))))
         said = "; ".join(str(self.pairs[pair]) for pair in self.flagged[:3])
         more = f" and {len(self.flagged) - 3} pairs more" if len(self.flagged) > 3 else ""
-        words = f"parts depend on each other, so that the sum counts twice what they share: {said}{more}"
+        words = f"parts depend on each other given θ, which the sum ignores: {said}{more}"
         if fit.refinement is not None:
             words += "; the errors of refined scalars take them for independent"
         elif godambe:

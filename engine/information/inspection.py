@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,6 +57,31 @@ class Inspection:
         told = self.worths.reliable and (self.pairs is None or self.pairs.reliable)
         return told and not (self.dependence is not None and self.dependence.dependent)
 
+    def beside(self, dependence: Dependence) -> Inspection:
+        """The same with a test of dependence. What was simulated as if parts were independent is doubted where it found that they are not.
+
+        Arguments:
+            dependence: What :func:`engine.information.dependence` found of the same plugins.
+        """
+        both = replace(self, dependence=dependence)
+        flagged = [pair for pair in dependence.flagged if set(pair) <= set(self.worths.alone)]
+        if not flagged or self.worths.paired:
+            return both
+        names = ", ".join(f"'{a}' and '{b}'" for a, b in flagged)
+        reason = (
+            f"simulated as if {names} were independent given θ, which a test of dependence denies: give simulated pairs"
+        )
+        worths = self.worths
+        total, added = _doubted(worths.total, reason), {n: _doubted(w, reason) for n, w in worths.added.items()}
+        two = self.pairs
+        if two is not None:
+            of = {
+                pair: _doubted(d, reason) if two.joint[pair] == "sum" and tuple(sorted(pair)) in flagged else d
+                for pair, d in two.pairs.items()
+            }
+            two = replace(two, pairs=of)
+        return replace(both, worths=replace(worths, total=total, added=added), pairs=two)
+
     @property
     def observations(self) -> dict[str, int]:
         """Plugin -> how many observations of it a simulated data set had."""
@@ -74,6 +99,11 @@ class Inspection:
 
     def __str__(self) -> str:
         return "\n".join(str(part) for part in (self.worths, self.pairs, self.dependence) if part is not None)
+
+
+def _doubted(one: Any, reason: str) -> Any:
+    """A worth or a decomposition with one more fault."""
+    return replace(one, reliable=False, reason="; ".join(filter(None, (one.reason, reason))))
 
 
 def inspect(
@@ -100,7 +130,8 @@ def inspect(
         observations: How many of each plugin a simulated data set has, where ``pairs`` are not given.
         independent: Whether the plugins are independent given θ, so that their sum is the joint scalar, and synergy is known.
         dependence: Whether plugins are tested for dependence at the estimate of the data that they brought along: ``pairs`` there,
-            or else those data, observation i of all plugins being one unit. Without such data, ``pairs`` at the prior's median.
+            or else those data, observation i of all plugins being one unit. Without such data, ``pairs`` at the prior's median. Where
+            it finds that they depend, numbers that were simulated without ``pairs`` as if they did not are called unreliable.
         simulations: How many data sets over the prior.
         seed: Of everything.
         progress: Whether to show how far it is; by default, on a terminal.
@@ -133,8 +164,8 @@ def inspect(
     told = worth(registry, **settings)
     names = list(told.alone)
     two = interactions(registry, independent=independent, **settings) if len(names) > 1 else None
-    found = _dependence(registry, names, pairs, seed) if dependence else None
-    return Inspection(told, two, found, {name: _certificate(registry, name) for name in names})
+    found = Inspection(told, two, None, {name: _certificate(registry, name) for name in names})
+    return found.beside(_dependence(registry, names, pairs, seed)) if dependence else found
 
 
 def _dependence(registry: Registry, names: Sequence[str], pairs: Pairs | None, seed: int) -> Dependence:

@@ -6,7 +6,8 @@ two share given θ, and ``pairs`` simulate them together; or somebody says that 
 Elsewhere synergy is None, and not zero.
 
 Numbers are as good as the scalars that they are made of, which :mod:`engine.information.worth` tests: an interaction that was
-trained too little leaves posteriors that are too sure, and what it carries is a lower bound.
+trained too little leaves posteriors that are too sure. What it carries is a lower bound where it is normalised, which is tested with
+parts that are redrawn at the same θ.
 
 Beside it stands what the sum of the two misses, :math:`I(x_1; x_2 \mid \theta) = E\, s_{12}`: another thing than synergy, see
 :mod:`engine.information.decomposition`.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Carried", "Interactions", "interactions", "interactions_of"]
 
+_ERRORS, _OFF = 4.0, 0.02  # of a normalisation: standard errors, and what else it may be off by
+
 
 @dataclass(frozen=True)
 class Carried:
@@ -52,10 +55,16 @@ class Carried:
             smaller ones share among each other. None unless an interaction of every smaller set of its parts is there too: there
             are 2^k − k − 2 of them.
         beyond_error: Its standard error.
+        normalisation: The mean of e^s over parts that were redrawn at the same θ, 1 for the true s; log E e^s is what the information is
+            too large by, where it is not. :math:`E s - \log E e^s` is a lower bound whatever the scalar (Donsker and Varadhan).
+        normalisation_error: Its standard error.
 
     Example:
         >>> print(Carried(("a", "b", "c"), 0.69, 0.01, 0.12, 0.02))
         0.690 ± 0.010 nats a unit, 0.120 ± 0.020 of them beyond interactions of fewer parts
+        >>> print(Carried(("a", "b"), 0.69, 0.01, normalisation=1.5, normalisation_error=0.01))
+        0.690 ± 0.010 nats a unit  not reliable: not normalised, E e^s is 1.500 ± 0.010 where 1 is right, so that no more than 0.285 nats
+        are shown; train it longer or with more simulations
     """
 
     parts: tuple[str, ...]
@@ -63,17 +72,35 @@ class Carried:
     error: float
     beyond: float | None = None
     beyond_error: float | None = None
+    normalisation: float = 1.0
+    normalisation_error: float = 0.0
+
+    @property
+    def reliable(self) -> bool:
+        """Whether the scalar is normalised, within 4 errors and 0.02."""
+        return abs(self.normalisation - 1.0) <= _ERRORS * self.normalisation_error + _OFF
+
+    @property
+    def reason(self) -> str:
+        """Why the number is not to be trusted; empty where it is."""
+        if self.reliable:
+            return ""
+        seen = f"{self.normalisation:.3f} ± {self.normalisation_error:.3f}"
+        shown = max(0.0, self.information - math.log(self.normalisation)) if self.normalisation > 0.0 else 0.0
+        return (
+            f"not normalised, E e^s is {seen} where 1 is right, so that no more than {shown:.3f} nats are shown; train it longer or with "
+            "more simulations"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for machines."""
-        numbers = {"information": self.information, "error": self.error}
-        return {"parts": list(self.parts), **numbers, "beyond": self.beyond, "beyond_error": self.beyond_error}
+        return {**asdict(self), "parts": list(self.parts), "reliable": self.reliable, "reason": self.reason}
 
     def __str__(self) -> str:
         text = f"{self.information:.3f} ± {self.error:.3f} nats a unit"
-        if self.beyond is None:
-            return text
-        return f"{text}, {self.beyond:.3f} ± {self.beyond_error:.3f} of them beyond interactions of fewer parts"
+        if self.beyond is not None:
+            text = f"{text}, {self.beyond:.3f} ± {self.beyond_error:.3f} of them beyond interactions of fewer parts"
+        return text if self.reliable else f"{text}  not reliable: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -96,8 +123,8 @@ class Interactions:
 
     @property
     def reliable(self) -> bool:
-        """Whether every decomposition is."""
-        return all(found.reliable for found in self.pairs.values())
+        """Whether every decomposition is, and every interaction normalised."""
+        return all(found.reliable for found in (*self.pairs.values(), *self.carried.values()))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for machines."""
@@ -218,6 +245,8 @@ def interactions_of(
     points = points or (128 if len(space) == 1 else 256)
     told = scored(space, modalities, simulations=simulations, points=points, progress=progress, **settings)
     doubts = {n: _doubt(told, [n]) for n in parts}
+    parts_of = {n: m.parts for n, m in modalities.items() if m.parts and n in told.own}
+    over = {n: _carried(n, parts_of, told) for n in parts_of}
     out: dict[tuple[str, str], Decomposition] = {}
     joint: dict[tuple[str, str], str] = {}
     for pair in itertools.combinations(parts, 2):
@@ -231,10 +260,10 @@ def interactions_of(
         if told.half is not None:
             found = _of_more_points(found, _decomposed(told, pair, both, told.half, missed, seed))
         faults = [*(doubts[n] for n in pair), "" if both is None else _doubt(told, both)]
+        faults += [f"'{n}' is {over[n].reason}" for n in carried if not over[n].reliable]
         reason = "; ".join(fault for fault in faults if fault)
         out[pair] = replace(found, reliable=not reason, reason=reason).to(unit)
-    over = {n: m.parts for n, m in modalities.items() if m.parts and n in told.own}
-    return Interactions(out, joint, {n: _carried(n, over, told) for n in over})
+    return Interactions(out, joint, over)
 
 
 def _decomposed(
@@ -285,15 +314,22 @@ def _doubt(told: Scores, names: Sequence[str]) -> str:
 
 
 def _carried(name: str, over: Mapping[str, Sequence[str]], told: Scores) -> Carried:
-    """Mean and error of an interaction's scalar, and of what it carries beyond those of fewer of its parts."""
+    """Mean and error of an interaction's scalar, of what it carries beyond those of fewer of its parts, and its normalisation."""
     s, parts = told.own[name], tuple(over[name])
     root = len(s) ** 0.5
     inner = {frozenset(p): n for n, p in over.items() if set(p) < set(parts)}
-    numbers = (parts, float(s.mean()), float(s.std()) / root)
+    apart = told.redrawn[name].exp()
+    found = Carried(
+        parts,
+        float(s.mean()),
+        float(s.std()) / root,
+        normalisation=float(apart.mean()),
+        normalisation_error=float(apart.std()) / root,
+    )
     if len(parts) < 3 or len(inner) < 2 ** len(parts) - len(parts) - 2:
-        return Carried(*numbers)
+        return found
     terms: dict[frozenset[str], Tensor] = {}
     for some in sorted(inner, key=len):  # each less those inside it
         terms[some] = told.own[inner[some]] - sum((t for p, t in terms.items() if p < some), torch.zeros_like(s))
     beyond = s - torch.stack(list(terms.values())).sum(0)
-    return Carried(*numbers, float(beyond.mean()), float(beyond.std()) / root)
+    return replace(found, beyond=float(beyond.mean()), beyond_error=float(beyond.std()) / root)

@@ -38,6 +38,7 @@ class Scores:
         own: Plugin -> s at the own θ, shape (n,), nats.
         at: Plugin -> s at the points, shape (n, K).
         paired: Whether the plugins' data were simulated together, rather than independently given θ.
+        redrawn: Interaction -> s at the own θ of units whose parts come from different draws there, shape (n,).
     """
 
     theta: Tensor
@@ -46,6 +47,7 @@ class Scores:
     own: Mapping[str, Tensor]
     at: Mapping[str, Tensor]
     paired: bool
+    redrawn: Mapping[str, Tensor]
 
     @property
     def half(self) -> slice | None:
@@ -125,7 +127,7 @@ def scored(
     theta = space.sample_prior(simulations, seed_of(seed, 0))
     nodes, log_weights = prior_points(space, points, seed)
     data = (
-        _together(pairs, live, theta, seed)
+        _together(pairs, live, theta, generator_of(seed, 1))
         if pairs is not None
         else _apart(space, live, observations, simulate, theta, seed)
     )
@@ -136,7 +138,8 @@ def scored(
             columns = space.indices(modality.parameter_names)
             own[name], at[name] = _scored(name, modality, data[name], theta[:, columns], nodes[:, columns])
             tick(1)
-    return Scores(theta, nodes, log_weights, own, at, pairs is not None)
+    redrawn = {} if pairs is None else _redrawn(space, pairs, live, data, theta, seed)
+    return Scores(theta, nodes, log_weights, own, at, pairs is not None, redrawn)
 
 
 def _apart(
@@ -166,9 +169,11 @@ def _apart(
     return data_sets(space, live, simulators, counts, theta, partial(generator_of, seed, 1))
 
 
-def _together(pairs: Pairs, live: Mapping[str, Modality], theta: Tensor, seed: int) -> dict[str, Tensor]:
+def _together(
+    pairs: Pairs, live: Mapping[str, Modality], theta: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
     """Plugin -> data (n, 1, *event_shape) of units in which all parts were simulated together."""
-    drawn: Any = asked(pairs, theta, generator_of(seed, 1), "the simulator of pairs")
+    drawn: Any = asked(pairs, theta, generator, "the simulator of pairs")
     out: dict[str, Tensor] = {}
     for name, modality in live.items():
         if modality.parts:
@@ -189,6 +194,28 @@ def _together(pairs: Pairs, live: Mapping[str, Modality], theta: Tensor, seed: i
         if modality.parts:
             rows = joined([out[p] for p in modality.parts], 2)
             out[name] = rows.reshape(len(theta), 1, *modality.event_shape)
+    return out
+
+
+def _redrawn(
+    space: ParameterSpace,
+    pairs: Pairs,
+    live: Mapping[str, Modality],
+    data: Mapping[str, Tensor],
+    theta: Tensor,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Interaction -> s of the first part of a unit with the others of other draws at the same θ, shape (n,)."""
+    over = {n: m for n, m in live.items() if m.parts}
+    draws: list[Mapping[str, Tensor]] = [data]
+    for k in range(1, max((len(m.parts) for m in over.values()), default=1)):
+        draws.append(_together(pairs, live, theta, generator_of(seed, 7, k)))
+    out = {}
+    for name, modality in over.items():
+        x = joined([draws[k][part] for k, part in enumerate(modality.parts)], 2)
+        own = theta[:, space.indices(modality.parameter_names)]
+        nothing = own.new_empty(0, own.shape[1])
+        out[name] = _scored(name, modality, x.reshape(len(theta), 1, *modality.event_shape), own, nothing)[0]
     return out
 
 

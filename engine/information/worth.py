@@ -9,7 +9,7 @@ bound is tight where s is log p(x | θ) + c(x). It is evaluated on simulations t
 Points are finitely many, which biases the bound as 1/K: it is extrapolated from chunks of points and simulations, with the gates of
 :mod:`engine.information.reliability`. One more gate is the scalar's own claim, :math:`E_x \mathrm{KL}(q(\theta \mid x) \| \pi)`
 with q its posterior: where simulations bear out another number, the scalar is too sure, or not sure enough, and the number is
-a lower bound alone.
+a lower bound alone. What a plugin adds is the difference of two such numbers, and no bound where one of them is not reliable.
 
 References:
     | Barber and Agakov, NIPS 16 (2003) 201; Poole et al. (2019), https://arxiv.org/abs/1905.06922
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor
 from engine.errors import UnknownPluginError
 from engine.information.decomposition import UNITS
 from engine.information.reliability import extrapolate
-from engine.information.scores import Pairs, all_points, scored
+from engine.information.scores import Pairs, Scores, all_points, scored
 from engine.learning.simulator import Simulate
 from engine.modality import Modality
 from engine.parameters import ParameterSpace
@@ -44,6 +44,12 @@ _SHARE = 0.02  # of the number: differences below do not matter
 _WORSE, _LOSS = 3.0, 0.01  # standard errors, and nats, below zero that further data cannot be worth
 _NOISE = 0.02  # nats of an error that are fine where there is nothing
 _FEW = 10.0  # points of a posterior, in the median
+#: What to do about a number that is not borne out: of one plugin, and of a sum whose data were simulated together or not.
+_ALONE = "calibrate or retrain it"
+_SUMMED = {
+    True: "append an interaction, train the one that is there better, or calibrate a plugin that is too sure",
+    False: "calibrate or retrain the plugin that is too sure, or not sure enough",
+}
 
 
 @dataclass(frozen=True)
@@ -249,13 +255,19 @@ def worth_of(
     counts = {n: int(observations.get(n, 1) if isinstance(observations, Mapping) else observations) for n in parts}
     carried = {n: m.parts for n, m in modalities.items() if m.parts}
     own, at = found.sum_of(parts, carried)
-    total = _worth("all together", own, at, found.log_weights, sum(counts.values()) if len(counts) == 1 else 0)
-    alone = {n: _worth(n, found.own[n], found.at[n], found.log_weights, counts[n]) for n in parts}
+    several = _SUMMED[found.paired] if len(parts) > 1 else _ALONE
+    total = _worth("all together", own, at, found, sum(counts.values()) if len(counts) == 1 else 0, several)
+    alone = {n: _worth(n, found.own[n], found.at[n], found, counts[n], _ALONE) for n in parts}
     added = {}
     if len(parts) > 1:
         for name in parts:
             rest = found.sum_of([n for n in parts if n != name], carried)
-            added[name] = _added(name, (own, at), total, rest, found.log_weights, counts[name])
+            added[name] = _added(name, (own, at), total, rest, found, counts[name], several)
+        if less := [n for n, one in added.items() if _takes_away(one)]:
+            reason = f"'{less[0]}' takes information away beside the others, which no further data do" + (
+                "" if total.reason else f": {several}"
+            )
+            total = replace(total, reliable=False, reason="; ".join(filter(None, (total.reason, reason))))
     return Worths(alone, total, added, found.paired, simulations)
 
 
@@ -283,11 +295,12 @@ def _rungs(
     return out
 
 
-def _worth(name: str, own: Tensor, at: Tensor, log_weights: Tensor, observations: int) -> Worth:
-    claimed, faults = claims(own, at, log_weights)
+def _worth(name: str, own: Tensor, at: Tensor, told: Scores, observations: int, remedy: str) -> Worth:
+    claimed, faults = claims(own, at, told.log_weights)
     if math.isnan(claimed):
         return Worth(name, -math.inf, math.nan, math.nan, observations, False, faults[0])
-    found = extrapolate(_rungs(own, at, log_weights))
+    faults = [f"{fault}: a lower bound; {remedy}" if "bear out" in fault else fault for fault in faults]
+    found = extrapolate(_rungs(own, at, told.log_weights))
     faults = [*([] if found.reliable else [found.reason]), *faults]
     if found.error > max(abs(found.information), _NOISE):
         faults.append(
@@ -317,8 +330,7 @@ def claims(own: Tensor, at: Tensor, log_weights: Tensor) -> tuple[float, list[st
     if abs(gap) > max(_CLAIM * noise, _SHARE * abs(float(told.mean()))):
         more = "more" if gap > 0 else "less"
         faults.append(
-            f"the scalar claims {float(said.mean()):.3g} nats, {more} than its simulations bear out: a lower bound; calibrate or "
-            "retrain it"
+            f"posteriors claim {float(said.mean()):.3g} nats, {more} than the {float(told.mean()):.3g} that simulations bear out"
         )
     enough = float((-(2.0 * q).logsumexp(-1)).exp().median())  # the points that a posterior rests on
     if enough < _FEW and not all_points(log_weights):
@@ -326,29 +338,33 @@ def claims(own: Tensor, at: Tensor, log_weights: Tensor) -> tuple[float, list[st
     return float(said.mean()), faults
 
 
+def _takes_away(one: Worth) -> bool:
+    return one.information < -max(_WORSE * one.error, _LOSS)
+
+
 def _added(
     name: str,
     all_of: tuple[Tensor, Tensor],
     whole: Worth,
     rest: tuple[Tensor, Tensor],
-    log_weights: Tensor,
+    told: Scores,
     observations: int,
+    remedy: str,
 ) -> Worth:
     """What the sum, which is worth ``whole``, tells more than the sum without a plugin, on the same simulations."""
-    others = _worth(name, *rest, log_weights, observations)
+    others = _worth(name, *rest, told, observations, remedy)
     if not math.isfinite(whole.information - others.information):
         bad = whole if not math.isfinite(whole.information) else others
         return Worth(name, math.nan, math.nan, math.nan, observations, False, bad.reason)
-    found = extrapolate(_rungs(*all_of, log_weights, less=rest))
-    faults = [w.reason for w in (whole, others) if not w.reliable]
+    found = extrapolate(_rungs(*all_of, told.log_weights, less=rest))
+    claimed = whole.claimed - others.claimed
+    one = Worth(name, found.information, found.error, claimed, observations, True, "")
+    doubtful = [f"the sum {which} it" for which, w in (("with", whole), ("without", others)) if not w.reliable]
+    faults = []
+    if doubtful:
+        faults.append(f"a difference, of which {' and '.join(doubtful)} {'are' if doubtful[1:] else 'is'} not reliable")
     if not found.reliable and "nothing was found" not in found.reason:
         faults.append(found.reason)
-    if found.information < -max(_WORSE * found.error, _LOSS):
-        faults.append(
-            "beside the others it takes information away, which no further data do: the sum counts twice what they share; append an "
-            "interaction, or train the one that is there better"
-        )
-    claimed = whole.claimed - others.claimed
-    return Worth(
-        name, found.information, found.error, claimed, observations, not faults, "; ".join(dict.fromkeys(faults))
-    )
+    if _takes_away(one):
+        faults.append(f"beside the others it takes information away, which no further data do: {remedy}")
+    return replace(one, reliable=not faults, reason="; ".join(faults))

@@ -90,7 +90,7 @@ class Report:
 
     @property
     def dependent(self) -> bool:
-        """Whether plugins were found to depend on each other, so that their sum counts something twice."""
+        """Whether plugins were found to depend on each other, so that their sum is not the joint log-likelihood."""
         tests = [(self.contents.get(part) or {}).get("dependence") or {} for part in ("estimate", "inspection")]
         return any(found.get("dependent", False) for found in tests)
 
@@ -263,7 +263,7 @@ def _inspected(
         return found, {"inspection": why}
     if fit.dependence is None:
         return found, {_TEST: fit.reason if str(fit.status) == "failed" else _NOT_ASKED}
-    return replace(found, dependence=fit.dependence), {}
+    return found.beside(fit.dependence), {}
 
 
 def _held(registry: Registry, post: Posterior | None, fixed: Mapping[str, float]) -> tuple[dict[str, float], str]:
@@ -423,6 +423,8 @@ def _repeat_inspection(found: Inspection | None, asked: Mapping[str, Any]) -> tu
     own, given = [f"only={list(found.worths.alone)!r}"], ""
     if asked["inspect"] is True:
         own.append(f"seed={asked['seed']}")
+        if asked["dependence"] is not False and len(found.worths.alone) > 1:
+            given = ".beside(fit.dependence)"
     else:
         counts = found.observations
         own += [f"observations={counts!r}"] if any(n != 1 for n in counts.values()) else []

@@ -33,16 +33,32 @@ def registry(tmp_path):
 def test_it_is_what_its_parts_are_alone(registry):
     found = inspect(registry, without="c", observations=2, independent=True, dependence=True, **QUICK)
     asked = {"without": "c", "observations": 2, **QUICK}
-    assert found.to_dict() == {
+    tested = dependence(registry.estimate(only=["a", "b"], seed=3), seed=3)
+    alone = inspect(registry, without="c", observations=2, independent=True, **QUICK)
+    assert found.to_dict() == alone.beside(tested).to_dict()
+    assert alone.to_dict() == {
         "worth": worth(registry, **asked).to_dict(),
         "interactions": interactions(registry, independent=True, **asked).to_dict()["pairs"],
         "carried": {},
-        "dependence": dependence(registry.estimate(only=["a", "b"], seed=3), seed=3).to_dict(),
+        "dependence": None,
         "certificates": {"a": None, "b": None},
     }
     assert found.observations == {"a": 2, "b": 2}
-    assert found.worths.reliable
     assert not found.trusted  # a and b depend on each other
+
+
+def test_numbers_of_parts_that_were_simulated_as_if_independent_are_doubted_where_they_are_not(registry):
+    found = inspect(registry, without="c", independent=True, dependence=True, **QUICK)
+    reason = (
+        "simulated as if 'a' and 'b' were independent given θ, which a test of dependence denies: give simulated pairs"
+    )
+    doubted = [found.worths.total, *found.worths.added.values(), found.pairs.pairs["a", "b"]]
+    assert [one.reason for one in doubted] == [reason] * 4
+    assert not any(one.reliable for one in doubted)
+    assert all(one.reliable for one in found.worths.alone.values())
+    apart = inspect(registry, without="c", dependence=True, **QUICK)
+    assert apart.pairs.reliable  # redundancy and what is unique need the plugins alone
+    assert not apart.worths.total.reliable
 
 
 def test_plugins_that_are_independent_and_reliable_are_trusted(tmp_path):

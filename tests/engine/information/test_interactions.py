@@ -74,10 +74,36 @@ def test_a_poor_interaction_is_said_to_be_one():
     assert pair.conditional_information < 0.4  # 0.511
     assert not pair.reliable
     assert "a + b + weak: " in pair.reason
-    assert "the scalar claims" in pair.reason
+    assert "posteriors claim" in pair.reason
     assert "not reliable" in str(pair)
     right = interactions_of(SPACE, {**TWO, "shared": Shared()}, pairs=pairs, simulations=4000, points=64)
     assert right.reliable
+
+
+def test_an_interaction_that_is_not_normalised_says_so():
+    """A constant c makes E e^s = e^c: what it carries is too large by c, and E s − log E e^s shows no more than what is there."""
+
+    class Biased(Shared):
+        def log_evidence(self, x, theta):
+            return super().log_evidence(x, theta) + 0.7
+
+    found = interactions_of(SPACE, {**TWO, "biased": Biased()}, pairs=pairs, simulations=4000, points=64, seed=1)
+    one, pair = found.carried["biased"], found.pairs["a", "b"]
+    assert one.information == pytest.approx(0.511 + 0.7, abs=4 * one.error)
+    assert one.normalisation == pytest.approx(math.exp(0.7), abs=4 * one.normalisation_error)
+    assert not one.reliable
+    assert not pair.reliable
+    assert not found.reliable
+    assert f"'biased' is not normalised, E e^s is {one.normalisation:.3f}" in pair.reason
+    shown = one.information - math.log(one.normalisation)
+    assert shown == pytest.approx(0.511, abs=4 * one.normalisation_error)
+    assert f"no more than {shown:.3f} nats are shown" in one.reason
+    right = interactions_of(
+        SPACE, {**TWO, "shared": Shared()}, pairs=pairs, simulations=4000, points=64, seed=1
+    ).carried["shared"]
+    assert right.reliable
+    assert right.normalisation == pytest.approx(1.0, abs=4 * right.normalisation_error)
+    assert right.normalisation_error < 0.04
 
 
 def test_too_few_points_are_said_to_be_too_few():

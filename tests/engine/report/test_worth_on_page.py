@@ -87,8 +87,7 @@ def test_the_command_and_the_python_inspect_again(paired):
     assert {"--inspect", "--paired"} <= set(paired.contents["command"].split())
     names = {}
     exec(paired.contents["python"], names)
-    again = dataclasses.replace(names["inspection"], dependence=names["fit"].dependence)
-    assert again.to_dict() == paired.contents["inspection"]
+    assert names["inspection"].to_dict() == paired.contents["inspection"]
 
 
 def test_equal_numbers_are_not_paired_unless_somebody_says_so(registry, quick):
@@ -165,7 +164,7 @@ def _given(reliable=True):
     other = fine if reliable else Worth("b", -math.inf, math.nan, math.nan, 2, False, "3 % are called impossible")
     words = {} if reliable else {"reliable": False, "reason": "b: 3 % are called impossible"}
     pair = Decomposition(0.1, 0.25, -1e-9, 0.02, 0.35, 0.1, 0.4, 0.0, errors={"synergy": 0.004}, **words)
-    carried = {"a-with-b": Carried(("a", "b"), 0.511, 0.012)}
+    carried = {"a-with-b": Carried(("a", "b"), 0.511, 0.012, normalisation=1.2, normalisation_error=0.01)}
     test = PairTest(("a", "b"), 100, 5.0, 4, 0.3, 0.3, 0.0, 0.06, ("a-with-b",))
     between = Dependence({("a", "b"): test}, torch.zeros(1), ("a", "b"), torch.zeros(2, 2, 1, 1), 0.05, False)
     certificates = {"a": {"verdict": "certified", "carries": 321.4}, "b": {"verdict": "uncertified", "carries": None}}
@@ -185,6 +184,7 @@ def test_a_pair_that_an_interaction_carries_is_good_news(paired):
     assert "plugins depend on each other" not in text
     assert '<strong class="status good">no dependence found</strong>' in _section(text)
     assert _shown(text)["carried/a-with-b/information"] == "0.511"
+    assert "not normalised, E e^s is 1.200 ± 0.010" in text
     assert '<td class="left">a-with-b</td>' in _section(text)
     shown = _shown(text)
     assert shown["interactions/0/synergy"] == "0.020"
@@ -196,7 +196,7 @@ def test_a_pair_that_an_interaction_carries_is_good_news(paired):
 
 def test_what_is_not_reliable_has_its_reason_and_certificates_their_numbers(paired):
     text = _section(_page(paired, _given(reliable=False)))
-    assert text.count(BAD.format("not reliable")) == 3  # its row, the reasons, and the pair
+    assert text.count(BAD.format("not reliable")) == 4  # its row, the reasons, the pair, and the interaction
     assert "<strong>a and b</strong>: b: 3 % are called impossible" in text
     assert "<strong>b alone, b beside the others</strong>: 3 % are called impossible" in text
     assert "nan" not in text
