@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.errors import EstimateError, EvidenceError, ParameterError
+from engine.errors import EstimateError, ParameterError
 from engine.evidence import Derivatives
 from engine.feasible import FeasibleSet
 from engine.interior import deepest, moved_inside
@@ -279,7 +279,7 @@ def given_start(space: ParameterSpace, start: Mapping[str, float] | Tensor, insi
     return given
 
 
-def check_seed(seed: object, error: type[EvidenceError]) -> None:
+def check_seed(seed: object, error: type[Exception]) -> None:
     """Refuse what no random numbers can follow from, with an error of the asker's kind."""
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise error(f"a seed is a whole number from 0 to 2**63 - 1, got {seed!r:.60}; 0 is the default")

@@ -49,8 +49,8 @@ class Decomposition:
         unit: ``"nats"`` or ``"bits"``, of all numbers.
         errors: Standard errors by name, of what was estimated from samples; empty where numbers are exact.
         gap: By how much R may be too small, and U and S too large, because the optimisation ended: an upper bound.
-        reliable: Whether the scalars that it was made of passed every gate (:mod:`engine.information.worth`); True for tables and
-            posteriors, which are taken at their word.
+        reliable: Whether the scalars that it was made of passed every gate (:mod:`engine.information.worth`), and posteriors do not
+            contradict each other; True for tables.
         reason: What failed; empty where nothing did.
 
     Example:

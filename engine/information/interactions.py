@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from engine.errors import UnknownPluginError
-from engine.information.decomposition import Decomposition, taken_apart
+from engine.errors import ModalityError, UnknownPluginError
+from engine.information.checks import refuse_wrong_plugins
+from engine.information.decomposition import Decomposition, taken_apart, unit_factor
 from engine.information.plugins import plugins_of
 from engine.information.scores import Pairs, Scores, scored
-from engine.information.transport import decompose_samples
+from engine.information.transport import decompose_samples, negative, off_the_prior
 from engine.information.worth import claims
 from engine.learning.simulator import Simulate
 from engine.modality import Modality
@@ -199,7 +200,8 @@ def interactions(
         "seed": seed,
     }
     settings |= {"observations": observations, "simulations": simulations, "points": points, "progress": progress}
-    return interactions_of(registry.parameters, plugins_of(registry, only, without), **settings)
+    chosen = plugins_of(registry, only, without, "interactions")
+    return interactions_of(registry.parameters, chosen, **settings)
 
 
 def interactions_of(
@@ -236,13 +238,15 @@ def interactions_of(
         >>> found.synergy > 0.1, found.conditional_information  # ½ ln 3 − ½ ln 2 = 0.20; independent parts: nothing is missed
         (True, 0.0)
     """
+    unit_factor(unit)  # refuses others before anything is simulated
+    refuse_wrong_plugins(space, modalities)
     if pairs is not None and independent:
         raise ValueError("independent=True says that parts are simulated apart: leave pairs= out, or leave it out")
     parts = [n for n, m in modalities.items() if not m.parts]
     if len(parts) < 2:
         raise UnknownPluginError(f"an interaction is of at least two plugins, got {', '.join(parts) or 'none'}")
     settings: dict[str, Any] = {"observations": observations, "simulate": simulate, "pairs": pairs, "seed": seed}
-    points = points or (128 if len(space) == 1 else 256)
+    points = (128 if len(space) == 1 else 256) if points is None else points
     told = scored(space, modalities, simulations=simulations, points=points, progress=progress, **settings)
     doubts = {n: _doubt(told, [n]) for n in parts}
     parts_of = {n: m.parts for n, m in modalities.items() if m.parts and n in told.own}
@@ -260,6 +264,7 @@ def interactions_of(
         if told.half is not None:
             found = _of_more_points(found, _decomposed(told, pair, both, told.half, missed, seed))
         faults = [*(doubts[n] for n in pair), "" if both is None else _doubt(told, both)]
+        faults += [found.reason, negative(found, "what both say", *(f"'{n}'" for n in pair))]
         faults += [f"'{n}' is {over[n].reason}" for n in carried if not over[n].reliable]
         reason = "; ".join(fault for fault in faults if fault)
         out[pair] = replace(found, reliable=not reason, reason=reason).to(unit)
@@ -280,11 +285,23 @@ def _decomposed(
     log_prior = torch.log_softmax(told.log_weights[columns], 0)
 
     def posterior(names: Sequence[str]) -> Tensor:
-        return torch.softmax(torch.stack([told.at[n] for n in names]).sum(0)[:, columns] + log_prior, -1)
+        s = torch.stack([told.at[n] for n in names]).sum(0)[:, columns]
+        if bool((nowhere := torch.isneginf(s).all(-1)).any()):
+            raise ModalityError(
+                f"{' + '.join(map(repr, names))} calls {int(nowhere.sum())} of {len(s)} simulated data sets impossible at every one of "
+                f"{s.shape[1]} points of the prior: it has no posterior there; mend log_evidence, or ask for more points"
+            )
+        return torch.softmax(s + log_prior, -1)
 
     first, second = posterior(pair[:1]), posterior(pair[1:])
     joint = None if both is None else posterior(both)
-    return decompose_samples(first, second, joint, conditional=missed, prior=log_prior.exp(), seed=seed)
+    prior = log_prior.exp()
+    found = decompose_samples(first, second, joint, conditional=missed, prior=prior, seed=seed)
+    named = {f"posteriors of '{n}'": p for n, p in zip(pair, (first, second), strict=True)}
+    if both is not None and joint is not None:
+        named[f"posteriors of {' + '.join(both)}"] = joint
+    reason = "; ".join(off_the_prior(named, prior, "calibrate or retrain it"))
+    return replace(found, reliable=not reason, reason=reason)
 
 
 def _of_more_points(found: Decomposition, half: Decomposition) -> Decomposition:
@@ -303,7 +320,7 @@ def _of_more_points(found: Decomposition, half: Decomposition) -> Decomposition:
         n: error if n == "conditional_information" else math.hypot(error, getattr(found, n) - getattr(half, n))
         for n, error in found.errors.items()
     }
-    return replace(moved, errors=errors)
+    return replace(moved, errors=errors, reliable=found.reliable, reason=found.reason)
 
 
 def _doubt(told: Scores, names: Sequence[str]) -> str:

@@ -29,11 +29,13 @@ import torch
 from scipy.stats import norm, rankdata
 from torch import Tensor
 
+from engine.information.checks import called, whole
 from engine.information.critic import OTHERS, saturated, train
 from engine.information.decomposition import UNITS
 from engine.information.estimators import ESTIMATORS
 from engine.information.ksg import ksg
 from engine.information.reliability import Extrapolation, extrapolate
+from engine.search import check_seed
 
 __all__ = ["Information", "mutual_information"]
 
@@ -121,7 +123,8 @@ def mutual_information(
         column is continuous: among categories and counts, rows that are alike are normal.
 
     Raises:
-        ValueError: for an unknown method, other shapes, values that are not finite, constant columns, or fewer than 700 samples.
+        ValueError: for an unknown method, other shapes, what are no real finite numbers, constant columns, fewer than 700 samples, and
+            settings that are none.
 
     Example:
         >>> z = torch.randn(1500, 2, generator=torch.Generator().manual_seed(1))
@@ -129,8 +132,10 @@ def mutual_information(
         >>> found.reliable, abs(found.information - 0.4133) < 4 * found.error
         (True, True)
     """
-    if method != "ksg" and method not in ESTIMATORS:
+    if not isinstance(method, str) or (method != "ksg" and method not in ESTIMATORS):
         raise ValueError(f"method must be one of ksg, {', '.join(ESTIMATORS)}, got {method!r}")
+    epochs = whole("epochs", epochs, 1, "15 is the default")
+    check_seed(seed, ValueError)
     raw = _columns("x", x), _columns("y", y)
     n = len(raw[0])
     if len(raw[1]) != n:
@@ -245,8 +250,20 @@ def _following(raw: tuple[np.ndarray, np.ndarray]) -> list[str]:
 
 def _columns(name: str, values: Any) -> np.ndarray:
     """Samples (n, d) in float64. ValueError for what are none."""
-    v = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
-    v = v[:, None] if v.ndim == 1 else v.reshape(len(v), -1) if v.ndim else v[None, None]
+    rule = f"{name} must hold real numbers of shape (n, d) or (n,), one row for each sample"
+    try:
+        v = np.asarray(values.detach().cpu().resolve_conj() if isinstance(values, Tensor) else values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{rule}, got {called(values)}: {error}") from error
+    if v.dtype.kind not in "biuf" or v.ndim == 0:
+        seen = called(values) if v.ndim == 0 else f"{called(values)} of {v.dtype}"
+        raise ValueError(
+            f"{rule}, got {seen}; turn categories into numbers" if v.dtype.kind in "OUS" else f"{rule}, got {seen}"
+        )
+    if 0 in v.shape:
+        raise ValueError(f"{rule}, got the shape {v.shape}, which is empty")
+    v = v.astype(np.float64)
+    v = v[:, None] if v.ndim == 1 else v.reshape(len(v), -1)
     if not np.isfinite(v).all():
         row = int(np.argwhere(~np.isfinite(v).all(-1))[0, 0])
         raise ValueError(f"{name} must be finite, got {v[row].tolist()[:5]} in row {row}; leave such samples out")

@@ -14,12 +14,14 @@ from scipy.stats import qmc
 from torch import Tensor
 
 from engine.errors import EvidenceError, ModalityError, ObservationError, UnknownPluginError
+from engine.information.checks import called, refuse_wrong_plugins, whole
 from engine.joining import joined, partners
 from engine.learning.simulator import Simulate, asked, data_sets, generator_of, seed_of
 from engine.modality import Modality
 from engine.parameters import ParameterSpace
 from engine.posterior.mass import refuse_improper
 from engine.report.progress import progress_bar
+from engine.search import check_seed
 
 __all__: list[str] = []  # what worth and interactions rest on
 
@@ -114,22 +116,28 @@ def scored(
     their data is then one in which there is nothing for them to say.
 
     Raises:
+        ValueError: for numbers that are none, functions that are none, and ``observations`` beside ``pairs``.
+        UnknownPluginError: where ``observations`` names what is not there.
         PosteriorError: for an improper prior.
         ModalityError: for a plugin that cannot simulate, or fails; the message names it.
-        ObservationError: for pairs that lack a plugin, or have another shape.
+        ObservationError: for pairs that lack a plugin, are not finite, or have another shape.
     """
-    refuse_improper(space, {})
-    if simulations < 100 or points < 64:
-        raise ValueError(f"information takes at least 100 simulations and 64 points, got {simulations} and {points}")
+    refuse_wrong_plugins(space, modalities)
+    simulations = whole("simulations", simulations, 100, "4000 is usual")
+    points = whole("points", points, 64, "more of them where posteriors are narrow")
+    check_seed(seed, ValueError)
     live = {
         n: m for n, m in modalities.items() if not m.parts or (pairs is not None and set(m.parts) <= set(modalities))
     }
+    counts = counts_of(observations, [n for n, m in live.items() if not m.parts], pairs is not None)
+    _refuse_no_functions(simulate, pairs, live)
+    refuse_improper(space, {})
     theta = space.sample_prior(simulations, seed_of(seed, 0))
     nodes, log_weights = prior_points(space, points, seed)
     data = (
         _together(pairs, live, theta, generator_of(seed, 1))
         if pairs is not None
-        else _apart(space, live, observations, simulate, theta, seed)
+        else _apart(space, live, counts, simulate, theta, seed)
     )
     own: dict[str, Tensor] = {}
     at: dict[str, Tensor] = {}
@@ -142,24 +150,56 @@ def scored(
     return Scores(theta, nodes, log_weights, own, at, pairs is not None, redrawn)
 
 
+def counts_of(observations: Mapping[str, int] | int, names: Sequence[str], paired: bool) -> dict[str, int]:
+    """Plugin -> how many observations of it a data set has.
+
+    Raises:
+        UnknownPluginError: for a name that is not there.
+        ValueError: for a number that is not whole or below 1, and another than 1 beside pairs.
+    """
+    each: Mapping[str, int] = observations if isinstance(observations, Mapping) else {}
+    if unknown := [n for n in each if n not in names]:
+        raise UnknownPluginError(
+            f"observations names '{unknown[0]}', which is none of {', '.join(names)}; correct the name"
+        )
+    hint = "a data set has that many of each plugin"
+    if isinstance(observations, Mapping):
+        counts = {n: whole(f"observations of '{n}'", each.get(n, 1), 1, hint) for n in names}
+    else:
+        counts = dict.fromkeys(names, whole("observations", observations, 1, hint))
+    if paired and (several := [n for n, k in counts.items() if k > 1]):
+        raise ValueError(
+            f"with pairs a data set is one unit, one observation of each plugin, got observations={counts[several[0]]} of "
+            f"'{several[0]}'; leave observations out"
+        )
+    return counts
+
+
+def _refuse_no_functions(simulate: object, pairs: object, live: Mapping[str, Modality]) -> None:
+    if pairs is not None and not callable(pairs):
+        raise ValueError(f"pairs must be a function (theta, generator) -> plugin -> data, got {called(pairs)}")
+    if isinstance(simulate, Mapping):
+        if bad := [n for n, one in simulate.items() if n in live and not callable(one)]:
+            raise ValueError(
+                f"simulate of '{bad[0]}' must be a function (theta, generator) -> x, got {called(simulate[bad[0]])}"
+            )
+    elif simulate is not None and not callable(simulate):
+        raise ValueError(
+            f"simulate must be a function (theta, generator) -> x, or one for each plugin by name, got {called(simulate)}"
+        )
+
+
 def _apart(
     space: ParameterSpace,
     live: Mapping[str, Modality],
-    observations: Mapping[str, int] | int,
+    counts: Mapping[str, int],
     simulate: Mapping[str, Simulate] | Simulate | None,
     theta: Tensor,
     seed: int,
 ) -> dict[str, Tensor]:
     """Plugin -> data (n, N, *event_shape), independent given θ."""
-    counts, simulators = {}, {}
-    if isinstance(observations, Mapping) and (unknown := [n for n in observations if n not in live]):
-        raise UnknownPluginError(
-            f"observations names '{unknown[0]}', which is none of {', '.join(live)}; correct the name"
-        )
+    simulators = {}
     for name, modality in live.items():
-        counts[name] = int(observations.get(name, 1) if isinstance(observations, Mapping) else observations)
-        if counts[name] < 1:
-            raise ValueError(f"a data set has at least one observation of each plugin, got {counts[name]} of '{name}'")
         simulator = simulate.get(name) if isinstance(simulate, Mapping) else simulate
         if simulator is None and not modality.has_simulator:
             raise ModalityError(
@@ -184,17 +224,36 @@ def _together(
             raise ObservationError(
                 f"pairs(theta, generator) must return data of every plugin by name, got none of '{name}'"
             )
-        x = torch.as_tensor(x).detach().to(torch.float64)
-        if x.shape != shape or not bool(torch.isfinite(x).all()):
-            raise ObservationError(
-                f"pairs must be finite and of shape {shape} for plugin '{name}', got {tuple(x.shape)}"
-            )
-        out[name] = x[:, None]
+        out[name] = _finite(name, x, shape)[:, None]
     for name, modality in live.items():
         if modality.parts:
             rows = joined([out[p] for p in modality.parts], 2)
             out[name] = rows.reshape(len(theta), 1, *modality.event_shape)
     return out
+
+
+def _finite(name: str, given: object, shape: tuple[int, ...]) -> Tensor:
+    """Data of a plugin from pairs in float64. ObservationError for what are none."""
+    try:
+        x = torch.as_tensor(given).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ObservationError(
+            f"pairs must be numbers of shape {shape} for plugin '{name}', got {called(given)}: {error}"
+        ) from error
+    if x.shape != shape or x.dtype.is_complex:
+        seen = f"{tuple(x.shape)}" + (f" of {x.dtype}" if x.dtype.is_complex else "")
+        raise ObservationError(
+            f"pairs must be real numbers of shape {shape} for plugin '{name}', got {seen}; keep θ's axis first"
+        )
+    x = x.to(torch.float64)
+    bad = ~torch.isfinite(x.reshape(len(x), -1)).all(-1)
+    if bool(bad.any()):
+        what = "NaN" if bool(torch.isnan(x).any()) else "infinite values"
+        raise ObservationError(
+            f"pairs must be finite, got {what} for plugin '{name}' in {int(bad.sum())} of {len(x)} rows, the first of them "
+            f"{int(bad.nonzero()[0])}; mend the simulator, or narrow the prior"
+        )
+    return x
 
 
 def _redrawn(

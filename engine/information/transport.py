@@ -26,15 +26,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
+from engine.information.checks import called, whole
 from engine.information.decomposition import Decomposition, taken_apart, unit_factor
+from engine.search import check_seed
 
 __all__ = ["decompose_samples"]
 
@@ -56,6 +59,10 @@ _WAYS = {
     "joint_information": np.array([0.0, 0.0, 0.0, 1.0]),
 }
 _FEW = 20  # samples of a batch below which nothing can be said
+_OFF = 5.0  # standard errors of a mean of posteriors from the prior,
+_RARE = 15.0  # draws that may be missing: what one in n / 15 of them adds is not seen in n, once in e^15 times,
+_LABEL, _LABELS = 0.01, 0.03  # and what one label, and all up to one, may be off by
+_WORSE, _LOSS = 3.0, 0.01  # standard errors, and nats, below zero that a synergy may be
 
 
 def decompose_samples(
@@ -89,9 +96,11 @@ def decompose_samples(
 
     Returns:
         A :class:`engine.information.Decomposition` with standard errors. ``gap`` is the most that the optimisation may have left.
+        It is not reliable where the posteriors contradict each other: their mean over draws is the prior, and synergy is >= 0.
 
     Raises:
-        ValueError: for posteriors that are none or of different labels, or fewer than 20 samples a batch.
+        ValueError: for posteriors that are none or of different labels, fewer than 20 samples a batch, log ratios that are NaN, and
+            settings that are none.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
@@ -103,6 +112,8 @@ def decompose_samples(
         (True, True, True)
     """
     unit_factor(unit)
+    cells, batches = whole("cells", cells, 1, "64 is the default"), whole("batches", batches, 2, "5 is the default")
+    check_seed(seed, ValueError)
     first, second = _checked("posterior1", posterior1), _checked("posterior2", posterior2)
     both = None if joint is None else _checked("joint", joint)
     labels = first.shape[1]
@@ -112,11 +123,14 @@ def decompose_samples(
                 f"posteriors must be of the same labels, got {labels} in posterior1 and {given.shape[1]} in {name}"
             )
     p_y = torch.full((labels,), 1.0 / labels, dtype=torch.float64) if prior is None else _law(prior, labels)
-    if batches < 2 or min(len(first), len(second)) < _FEW * batches:
+    sizes = [len(t) for t in (first, second, both) if t is not None]
+    if min(sizes) < _FEW * batches:
+        *most, last = map(str, sizes)
         raise ValueError(
-            f"samples are split into at least 2 batches of at least {_FEW}, got {batches} batches of {len(first)} and {len(second)}; "
+            f"samples are split into at least 2 batches of at least {_FEW}, got {batches} batches of {', '.join(most)} and {last}; "
             "draw more, or take fewer batches"
         )
+    c = None if conditional is None else _ratios(conditional)
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(t), generator=generator) for t in (first, second)]
     parts = [t[order].tensor_split(batches) for t, order in zip((first, second), orders, strict=True)]
@@ -138,12 +152,54 @@ def decompose_samples(
         values = rows @ way[: rows.shape[1]]
         bias = values.mean() - numbers @ way[: len(numbers)]
         errors[name] = math.hypot(values.std(ddof=1) / math.sqrt(batches), bias, way[2] * given_back)
-    mean_conditional = None
-    if conditional is not None:
-        c = torch.as_tensor(conditional, dtype=torch.float64).reshape(-1)
-        mean_conditional = float(c.mean())
+    if c is not None:
+        found = replace(found, conditional_information=float(c.mean()))
         errors["conditional_information"] = float(c.std() / len(c) ** 0.5)
-    return replace(found, errors=errors, conditional_information=mean_conditional).to(unit)
+    found = replace(found, errors=errors)
+    named = {"posterior1": first, "posterior2": second, **({} if both is None else {"joint": both})}
+    faults = off_the_prior(named, p_y, "draw x from its marginal law, or give prior=")
+    reason = "; ".join(filter(None, [*faults, negative(found, "joint", "posterior1", "posterior2")]))
+    return replace(found, reliable=not reason, reason=reason).to(unit)
+
+
+def negative(found: Decomposition, joint: str, first: str, second: str) -> str:
+    """Why the synergy of a decomposition in nats cannot be; empty where it can.
+
+    Arguments:
+        found: Of samples, with errors.
+        joint, first, second: What messages call the posteriors.
+    """
+    synergy = 0.0 if found.synergy is None else found.synergy
+    if synergy >= -max(_WORSE * found.errors.get("synergy", 0.0), _LOSS):
+        return ""
+    return f"synergy is negative by more than its error, which no joint law allows: {joint} contradicts {first} and {second}"
+
+
+def off_the_prior(posteriors: Mapping[str, Tensor], p_y: Tensor, remedy: str) -> list[str]:
+    """Which posteriors have a mean over their draws that is not the prior, and where.
+
+    Labels are looked at one by one, and all up to each: a shift of many labels is small in every one.
+
+    Arguments:
+        posteriors: What messages call them -> p(y | x), shape (n, n_y).
+        p_y: The prior, shape (n_y,).
+        remedy: What to do.
+    """
+    faults = []
+    for name, posterior in posteriors.items():
+        n, worst, said = len(posterior), 1.0, ""
+        for most, p, prior in ((_LABEL, posterior, p_y), (_LABELS, posterior.cumsum(-1), p_y.cumsum(-1))):
+            mean = p.mean(0)
+            allowed = (_OFF * p.std(0) / n**0.5 + _RARE / n).clamp_min(most)
+            off = (mean - prior).abs() / allowed
+            k = int(off.argmax())
+            if float(off[k]) > worst:
+                worst = float(off[k])
+                which = f"label {k} has" if p is posterior else f"labels 0 to {k} have"
+                said = f"{which} {float(mean[k]):.3g} where the prior has {float(prior[k]):.3g}"
+        if said:
+            faults.append(f"the mean of {name} over its draws is not the prior: {said}; {remedy}")
+    return faults
 
 
 def _solved(
@@ -167,7 +223,7 @@ def _solved(
 
 def _checked(name: str, posterior: Tensor) -> Tensor:
     """Posteriors (n, n_y) in float64. ValueError for what are none."""
-    p = torch.as_tensor(posterior).detach().to(torch.float64)
+    p = _numbers(name, posterior, "the shape (n, n_y), one row for each draw")
     if p.dim() != 2 or 0 in p.shape:
         raise ValueError(f"{name} must have shape (n, n_y), one row for each draw, got {tuple(p.shape)}")
     bad = ~(torch.isfinite(p) & (p >= 0.0)).all(-1) | ~((p.sum(-1) - 1.0).abs() < _SUM)
@@ -180,8 +236,34 @@ def _checked(name: str, posterior: Tensor) -> Tensor:
     return p / p.sum(-1, keepdim=True)
 
 
+def _numbers(name: str, given: Any, shape: str) -> Tensor:
+    """What was given in float64. ValueError for texts, objects and complex numbers."""
+    try:
+        t = torch.as_tensor(given).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must hold numbers of {shape}, got {called(given)}: {error}") from error
+    if t.dtype.is_complex:
+        raise ValueError(f"{name} must hold real numbers of {shape}, got {t.dtype}; take the real part")
+    return t.to(torch.float64)
+
+
+def _ratios(conditional: Any) -> Tensor:
+    """Log ratios (n,). ValueError for what are none: infinite ones are of draws that determine each other."""
+    c = _numbers("conditional", conditional, "the shape (n,), one log ratio for each draw").reshape(-1)
+    if len(c) < _FEW:
+        raise ValueError(
+            f"conditional must hold at least {_FEW} log ratios, one for each draw, got {len(c)}; draw more"
+        )
+    if bool((bad := torch.isnan(c)).any()):
+        raise ValueError(
+            f"conditional must hold no NaN, got {int(bad.sum())} of {len(c)}, first in row {int(bad.nonzero()[0])}; the draws must "
+            "lie where all three laws have a density"
+        )
+    return c
+
+
 def _law(prior: Tensor | Sequence[float], labels: int) -> Tensor:
-    p = torch.as_tensor(prior, dtype=torch.float64)
+    p = _numbers("prior", prior, "the shape (n_y,), one for each label")
     if p.shape != (labels,) or not bool((p > 0.0).all()) or abs(float(p.sum()) - 1.0) > _SUM:
         raise ValueError(
             f"prior must hold {labels} probabilities > 0 with sum 1, got {p.tolist()[:5]} of shape {tuple(p.shape)}"

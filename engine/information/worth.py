@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 
 from engine.errors import UnknownPluginError
+from engine.information.checks import refuse_wrong_plugins
 from engine.information.decomposition import UNITS
 from engine.information.reliability import extrapolate
-from engine.information.scores import Pairs, Scores, all_points, scored
+from engine.information.scores import Pairs, Scores, all_points, counts_of, scored
 from engine.learning.simulator import Simulate
 from engine.modality import Modality
 from engine.parameters import ParameterSpace
@@ -176,7 +177,8 @@ def worth(
         :class:`Worths`; of one modality, with it alone.
 
     Raises:
-        ValueError: for a modality without ``prior``, or too few simulations.
+        ValueError: for what is neither a registry nor a modality, a modality without ``prior``, a number that is none or too small,
+            and ``observations`` beside ``pairs``.
         UnknownPluginError: for names that are not there, and where there is no plugin.
         PosteriorError: for an improper prior.
         ModalityError: for a plugin that cannot simulate, or fails, and pairs that do; the message names it.
@@ -196,13 +198,18 @@ def worth(
             raise ValueError(
                 "the worth of a modality needs the law of θ: pass prior=, the ParameterSpace of its parameters"
             )
+        if only is not None or without:
+            raise ValueError("only and without choose plugins of a registry, and a modality is one: leave them out")
         given = {type(source).__name__: source}
         simulators = {next(iter(given)): simulate} if callable(simulate) else simulate
         space = prior
     else:
         from engine.information.plugins import plugins_of
 
-        given, space, simulators = plugins_of(source, only, without), source.parameters, simulate
+        given, simulators = plugins_of(source, only, without, "worth", "a Registry or a Modality"), simulate
+        if prior is not None:
+            raise ValueError("prior is the law of a modality's θ, and a registry has its own: leave it out")
+        space = source.parameters
     return worth_of(
         space,
         given,
@@ -248,11 +255,17 @@ def worth_of(
         True
     """
     settings: dict[str, Any] = {"simulate": simulate, "pairs": pairs, "observations": observations, "seed": seed}
+    refuse_wrong_plugins(space, modalities)
+    parts = [n for n, m in modalities.items() if not m.parts]
+    if not parts:
+        tied = [f"'{n}' is an interaction of {' and '.join(map(repr, m.parts))}" for n, m in modalities.items()]
+        raise UnknownPluginError(
+            f"{tied[0]}, which has no worth alone: name those plugins too"
+            if tied
+            else "there is no plugin whose worth could be told; give at least one"
+        )
     found = scored(space, modalities, simulations=simulations, points=points, progress=progress, **settings)
-    if not found.own:
-        raise UnknownPluginError("there is no plugin whose worth could be told; name one with only=")
-    parts = [n for n in found.own if not modalities[n].parts]
-    counts = {n: int(observations.get(n, 1) if isinstance(observations, Mapping) else observations) for n in parts}
+    counts = counts_of(observations, parts, found.paired)
     carried = {n: m.parts for n, m in modalities.items() if m.parts}
     own, at = found.sum_of(parts, carried)
     several = _SUMMED[found.paired] if len(parts) > 1 else _ALONE

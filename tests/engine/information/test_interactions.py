@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Normal
 
 from engine import Evidence, Modality, Parameter, ParameterSpace
-from engine.errors import UnknownPluginError
+from engine.errors import ModalityError, UnknownPluginError
 from engine.information import dependence, interactions_of
 from modalities import Gaussian
 
@@ -203,3 +203,43 @@ def test_what_an_interaction_of_three_leaves_is_tested_beside_it():
     assert flagged(abc=Normals("abc")) == flagged(ab=Normals("ab"), abc=Normals("abc")) == set()
     assert flagged(ab=Normals("ab")) == {("a", "c"), ("b", "c")}
     assert flagged(abc=Normals("abc", 0.3)) == {("a", "b"), ("a", "c"), ("b", "c")}
+
+
+def test_a_wrong_unit_or_number_of_points_is_refused_before_anything_is_simulated():
+    untouched = {"simulate": lambda theta, generator: pytest.fail("nothing may be simulated")}
+    for settings, said in (
+        ({"unit": "bytes"}, "one of nats, bits, got 'bytes'"),
+        ({"unit": 3}, "one of nats, bits, got 3"),
+        ({"points": 0}, "points must be a whole number of at least 64, got 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            interactions_of(SPACE, TWO, **untouched, **settings)
+
+
+class Shifted(Gaussian):
+    def log_evidence(self, x, theta):
+        return super().log_evidence(x + 1.0, theta)
+
+
+def test_a_scalar_whose_posteriors_contradict_the_prior_is_named():
+    kinds = {"a": Shifted(parameter_names=("mu",), sd=1.0), "b": TWO["b"]}
+    pair = interactions_of(SPACE, kinds, independent=True, simulations=1000, points=64).pairs["a", "b"]
+    assert not pair.reliable
+    assert "the mean of posteriors of 'a' over its draws is not the prior: labels 0 to " in pair.reason
+    assert "posteriors of 'b' over" not in pair.reason
+    assert "calibrate or retrain it" in pair.reason
+    assert interactions_of(SPACE, TWO, independent=True, simulations=1000, points=64).reliable
+
+
+class Excluding(Gaussian):
+    def log_evidence(self, x, theta):
+        found = super().log_evidence(x, theta)
+        return torch.where(x[..., 0] > 1.0, -math.inf, found)
+
+
+def test_a_scalar_that_excludes_data_everywhere_has_no_posterior_there():
+    kinds = {"a": Excluding(parameter_names=("mu",), sd=1.0), "b": TWO["b"]}
+    with pytest.raises(
+        ModalityError, match=r"'a' calls .* of 1000 simulated data sets impossible at every one of 64 points"
+    ):
+        interactions_of(SPACE, kinds, simulations=1000, points=64)

@@ -289,12 +289,36 @@ def test_rungs_that_are_none_are_refused():
         (np.arange(800.0), np.arange(700.0), "ksg", "got 800 and 700"),
         (np.arange(80.0), np.arange(80.0), "ksg", "at least 700 samples, got 80"),
         (np.where(np.arange(800) == 3, np.nan, 1.0), np.arange(800.0), "ksg", "got .nan. in row 3"),
+        ("abc", np.arange(800.0), "ksg", "x must hold real numbers .* got 'abc'"),
+        (3, np.arange(800.0), "ksg", r"x must hold real numbers of shape \(n, d\) or \(n,\), .* got 3"),
+        (None, np.arange(800.0), "ksg", "x must hold real numbers .* got None"),
+        (np.arange(800.0), ["a", "b"] * 400, "ksg", "y must hold real numbers .* got a list of <U1; turn categories"),
+        (np.arange(800.0), np.array([{}] * 800), "ksg", "y must hold real numbers .* got a ndarray of object"),
+        (np.arange(800.0) * 1j, np.arange(800.0), "ksg", "x must hold real numbers .* of complex128"),
+        ([[1, 2], [3]], np.arange(800.0), "ksg", "x must hold real numbers .* got a list"),
+        (np.zeros((800, 0)), np.arange(800.0), "ksg", r"got the shape \(800, 0\), which is empty"),
+        (np.arange(800.0), np.arange(800.0), ["ksg"], "one of ksg, smile, .* got .'ksg'."),
         (np.arange(800.0), np.arange(800.0), "mine", "one of ksg, smile, dv, nwj, infonce, club, got 'mine'"),
     ],
 )
 def test_what_are_no_samples_is_refused(x, y, method, said):
     with pytest.raises(ValueError, match=said):
         mutual_information(x, y, method)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"epochs": "3"}, "epochs must be a whole number of at least 1, got '3'"),
+        ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
+        ({"epochs": 2.5}, r"epochs must be a whole number of at least 1, got 2\.5"),
+        ({"seed": -1}, "a seed is a whole number from 0 .* got -1"),
+        ({"seed": "x"}, "a seed is a whole number from 0 .* got 'x'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, said):
+    with pytest.raises(ValueError, match=said):
+        mutual_information(np.arange(800.0), np.arange(800.0), **settings)
 
 
 @pytest.mark.slow

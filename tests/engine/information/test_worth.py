@@ -9,7 +9,7 @@ from torch.distributions import Normal, Uniform
 
 from engine import Parameter, ParameterSpace, Registry
 from engine.errors import ModalityError, ObservationError, PosteriorError, UnknownPluginError
-from engine.information import worth, worth_of
+from engine.information import interactions, interactions_of, worth, worth_of
 from modalities import Categorical, Gaussian
 
 SPACE = ParameterSpace([Parameter("mu", prior=Normal(0.0, 1.0))])
@@ -148,7 +148,7 @@ def test_a_registry_is_asked_by_name(tmp_path):
 def test_what_cannot_be_told_is_refused():
     with pytest.raises(ValueError, match="pass prior="):
         worth(TWO["a"])
-    with pytest.raises(ValueError, match="at least 100 simulations and 64 points, got 10 and 512"):
+    with pytest.raises(ValueError, match="simulations must be a whole number of at least 100, got 10"):
         worth(TWO["a"], prior=SPACE, simulations=10)
     with pytest.raises(PosteriorError, match="'mu' with a flat one"):
         worth(TWO["a"], prior=ParameterSpace([Parameter("mu")]))
@@ -218,3 +218,104 @@ def test_a_part_that_takes_information_away_is_found_out():
     few = [worth_of(SPACE, TWO, pairs=together, simulations=200, seed=s) for s in range(6)]
     assert not any(f.total.reliable for f in few)  # what its part says of it, its own claim need not show
     assert all("takes information away" in f.total.reason for f in few)
+
+
+class Tie(Gaussian):
+    """An interaction, of which only the parts matter here."""
+
+    parts = ("a", "b")
+
+
+def one_of_each(theta, generator):
+    return {n: theta.clone() for n in "ab"}
+
+
+def lacking(theta, generator):
+    x = theta.clone()
+    x[3:10] = math.nan
+    return {"a": theta, "b": x}
+
+
+UNRUN = {"simulate": lambda theta, generator: pytest.fail("nothing may be simulated")}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"observations": 1.5}, r"observations must be a whole number of at least 1, got 1\.5"),
+        ({"observations": True}, "observations must be a whole number of at least 1, got True"),
+        ({"observations": "3"}, "observations must be a whole number of at least 1, got '3'"),
+        ({"observations": 0}, "observations must be a whole number of at least 1, got 0"),
+        ({"observations": {"b": 2.5}}, r"observations of 'b' must be a whole number of at least 1, got 2\.5"),
+        ({"observations": 2, "pairs": one_of_each}, "with pairs a data set is one unit.* leave observations out"),
+        ({"observations": {"b": 2}, "pairs": one_of_each}, "got observations=2 of 'b'; leave observations out"),
+        ({"simulations": "many"}, "simulations must be a whole number of at least 100, got 'many'"),
+        ({"simulations": 500.0}, r"simulations must be a whole number of at least 100, got 500\.0"),
+        ({"points": -64}, "points must be a whole number of at least 64, got -64"),
+        ({"points": "64"}, "points must be a whole number of at least 64, got '64'"),
+        ({"seed": -1}, "a seed is a whole number from 0 .* got -1"),
+        ({"seed": "one"}, "a seed is a whole number from 0 .* got 'one'"),
+        ({"seed": 0.5}, "a seed is a whole number from 0 .* got 0.5"),
+        ({"pairs": 5}, r"pairs must be a function \(theta, generator\) -> plugin -> data, got 5"),
+        ({"simulate": 5}, r"simulate must be a function .* got 5"),
+        ({"simulate": {"b": "gauss"}}, "simulate of 'b' must be a function .* got 'gauss'"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused_before_anything_is_simulated(settings, said):
+    for ask in (worth_of, interactions_of):
+        with pytest.raises(ValueError, match=said):
+            ask(SPACE, TWO, **{**UNRUN, **settings})
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda: worth({"a": 1}), r"worth takes a Registry or a Modality, got a dict; .* worth_of\(space, plugins\)"),
+        (lambda: worth("abc"), "worth takes a Registry or a Modality, got 'abc'"),
+        (lambda: worth(None), "worth takes a Registry or a Modality, got None"),
+        (lambda: interactions(3), r"interactions takes a Registry, got 3; .* interactions_of\(space, plugins\)"),
+        (lambda: interactions(TWO), "interactions takes a Registry, got a dict"),
+        (lambda: worth(TWO["a"], prior=3), "the law of θ must be a ParameterSpace, got 3"),
+        (lambda: worth(TWO["a"], prior=SPACE, only="a"), "only and without choose plugins of a registry"),
+        (lambda: worth_of(SPACE, 3), "plugins must be given by name, .* got 3"),
+        (lambda: worth_of(SPACE, {"a": 3}), "plugin 'a' must be a Modality with a name, got 3"),
+        (lambda: interactions_of(3, TWO), "the law of θ must be a ParameterSpace, got 3"),
+        (
+            lambda: worth_of(SPACE, {"a": Gaussian(parameter_names=("nu",), sd=1.0)}),
+            "plugin 'a' depends on 'nu', and the parameters are mu",
+        ),
+    ],
+)
+def test_what_is_neither_a_registry_nor_plugins_is_refused(ask, said):
+    with pytest.raises(ValueError, match=said):
+        ask()
+
+
+def test_an_interaction_has_no_worth_alone(tmp_path):
+    registry = Registry.create(tmp_path / "w", [Parameter("mu", prior=Normal(0.0, 1.0))])
+    for name, modality in TWO.items():
+        registry.append(name, modality)
+    said = "'tie' is an interaction of 'a' and 'b', which has no worth alone: name those plugins too"
+    with pytest.raises(UnknownPluginError, match=said):
+        worth_of(SPACE, {"tie": Tie(parameter_names=("mu",), sd=1.0)})
+    with pytest.raises(UnknownPluginError, match="no plugin whose worth could be told"):
+        worth_of(SPACE, {})
+    with pytest.raises(ValueError, match="only must be the name of a plugin, or several, got 3"):
+        worth(registry, only=3)
+    with pytest.raises(ValueError, match="prior is the law of a modality's θ, and a registry has its own"):
+        worth(registry, prior=SPACE)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        (lacking, "pairs must be finite, got NaN for plugin 'b' in 7 of 200 rows, the first of them 3"),
+        (lambda t, g: {"a": t, "b": t / 0}, "got infinite values for plugin 'b' in 200 of 200 rows"),
+        (lambda t, g: {"a": t, "b": t[:5]}, r"of shape \(200, 1\) for plugin 'b', got \(5, 1\)"),
+        (lambda t, g: {"a": t, "b": "data"}, r"pairs must be numbers of shape \(200, 1\) for plugin 'b', got 'data'"),
+        (lambda t, g: {"a": t, "b": t * 1j}, r"got \(200, 1\) of torch.complex"),
+    ],
+)
+def test_pairs_that_are_no_data_say_what_is_wrong(pairs, said):
+    with pytest.raises(ObservationError, match=said):
+        worth_of(SPACE, TWO, pairs=pairs, simulations=200)
