@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from engine.cli.console import AsJson, Trust, Workspace, open_registry, print_json, show
 
@@ -74,7 +73,7 @@ def forecast(
     from engine.information import design
     from engine.information import forecast as forecast_of
     from engine.information.design import design_group
-    from engine.information.forecast import forecast_table
+    from engine.information.forecast import forecast_group
     from engine.specification import read_data
 
     if bool(more) == bool(cost) or bool(cost) != (budget is not None):
@@ -95,12 +94,11 @@ def forecast(
             told, shown = best.to_dict(), design_group(best)
         else:
             expected = forecast_of(fit, numbers, new=kinds, seed=seed)
-            told, shown = expected.to_dict(), forecast_table(expected)
+            told, shown = expected.to_dict(), forecast_group(expected)
     if as_json:
-        print_json({"status": str(fit.status), "converged": fit.converged, "reason": fit.reason, **told})
+        print_json(told)
     else:
-        doubt = [] if fit.converged else [Text(f"it rests on an estimate that is {fit.status}: {fit.reason}", "red")]
-        show(*doubt, shown)
+        show(shown)
     raise typer.Exit(0 if fit.converged else 1)
 
 

@@ -16,6 +16,7 @@ from engine.cli.console import AsJson, Trust, Workspace, open_registry, print_js
 
 if TYPE_CHECKING:
     from engine.information import Inspection, Worth
+    from engine.registry import Registry
 
 __all__: list[str] = []
 
@@ -41,7 +42,7 @@ def inspect(
         bool, typer.Option("--dependence", help="Observation i of all plugins is one unit: test whether they depend.")
     ] = False,
     simulations: Annotated[int, typer.Option("--simulations", min=100, help="Data sets over the prior.")] = 4000,
-    seed: Annotated[int, typer.Option("--seed", help="Of simulations.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of simulations.")] = 0,
     as_json: AsJson = False,
     trust: Trust = False,
 ) -> None:
@@ -50,11 +51,21 @@ def inspect(
     Plugins are simulated over the prior, so that they need simulators, and parameters proper priors. Exit status 1 means that some
     number is not reliable, or that plugins depend on each other; reasons are given.
     """
-    from engine.factories import resolve
+    from engine.errors import ObservationError
     from engine.information import inspect as inspected
 
+    if pairs is not None and independent:
+        raise ObservationError(
+            "--independent says that plugins are simulated apart: leave --pairs out, or --independent"
+        )
+    if pairs is not None and observations != 1:
+        raise ObservationError(
+            f"with --pairs a data set is one unit, one observation of each plugin, got --observations {observations}; leave it out"
+        )
     registry = open_registry(workspace, trust)
-    together = None if pairs is None else resolve(pairs, "function", trust)
+    together = None if pairs is None else _resolved(pairs, trust)
+    if together is None:
+        _refuse_mute(registry, only, without)
     with Console(stderr=True).status("simulating …"):  # silent where stderr is not a terminal
         found = inspected(
             registry,
@@ -73,6 +84,40 @@ def inspect(
     else:
         show(*_shown(found))
     raise typer.Exit(0 if found.trusted else 1)
+
+
+def _resolved(pairs: str, trust: bool) -> Any:
+    """The function that --pairs names; RegistryError in the words of the option."""
+    from engine.errors import RegistryError, UntrustedError
+    from engine.factories import resolve
+
+    asked = "--pairs takes an importable function of (theta, generator) as 'module:name'"
+    if ":" not in pairs:
+        raise RegistryError(f"{asked}, got '{pairs}'")
+    try:
+        return resolve(pairs, "function", trust)
+    except UntrustedError as error:
+        if trust:
+            raise RegistryError(f"{asked}, got '{pairs}'") from error
+        raise RegistryError(
+            f"--pairs names '{pairs}', and nobody vouches for its module: it was not imported; read its code, and give --trust"
+        ) from error
+    except RegistryError as error:
+        cause = error.__cause__
+        why = str(error).rpartition(";")[0] if cause is None else f"{type(cause).__name__}: {cause}"
+        raise RegistryError(f"{asked}, got '{pairs}': {why}") from error
+
+
+def _refuse_mute(registry: Registry, only: list[str] | None, without: list[str] | None) -> None:
+    """Refuse plugins that cannot simulate, in the words of the options. ModalityError."""
+    from engine.errors import ModalityError
+
+    for name in registry.chosen(only, without or ()):
+        modality = registry.modality(name)
+        if not modality.parts and not modality.has_simulator:
+            raise ModalityError(
+                f"plugin '{name}' cannot simulate its data: leave it out with --without {name}, or give --pairs"
+            )
 
 
 def _shown(found: Inspection) -> list[Any]:

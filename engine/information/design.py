@@ -19,7 +19,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,8 @@ import numpy as np
 import torch
 
 from engine.errors import EstimateError
-from engine.information.forecast import Forecast, Outlook, _outlook, forecast, forecast_table
+from engine.information.checks import called, real
+from engine.information.forecast import Forecast, Outlook, _outlook, doubted, forecast, forecast_table
 from engine.information.rounding import whole_numbers
 from engine.modality import Modality
 from engine.result import Estimate
@@ -57,7 +58,7 @@ class Design:
         bound: The least φ that any numbers within budget and limits can have, that of ``relaxed``.
         efficiency: Between 0 and 1: bound / value, for "D" of the mean variance in the geometric sense, det C to the power of one
             over its size. 0.98 says that 2 % more observations of each kind would make it as good as the optimum.
-        forecast: The errors to be expected.
+        forecast: The errors to be expected, with the status of the estimate that all rests on.
 
     Example:
         >>> from engine import Parameter, ParameterSpace
@@ -91,6 +92,7 @@ class Design:
             "bound": self.bound,
             "efficiency": self.efficiency,
             "forecast": self.forecast.to_dict(),
+            **self.forecast.rests_on(),
         }
 
     def __str__(self) -> str:
@@ -150,9 +152,13 @@ def design(
         ({'t = -1.0': 2, 't = 0.0': 0, 't = 1.0': 6}, 0.5)
     """
     outlook = _outlook(source, new, seed)
-    _refuse_costs(outlook, costs, budget, at_least or {}, at_most or {})
+    if not isinstance(whole, bool):
+        raise EstimateError(f"whole is True or False, got {called(whole)}")
+    at_least, at_most = ({} if given is None else given for given in (at_least, at_most))
+    _refuse_costs(outlook, costs, budget, at_least, at_most)
     groups = _groups(outlook, costs)
-    price, low, high = _limits(groups, costs, budget, at_least or {}, at_most or {}, whole)
+    budget = float(budget)
+    price, low, high = _limits(groups, costs, budget, at_least, at_most, whole)
     problem = _Problem.of(outlook, groups, high, criterion, target)
     best, none = problem.value(high), problem.value(low)
     if none - best < _GAIN * (1.0 if criterion == "D" else abs(none)) and not problem.undetermined(low):
@@ -194,24 +200,30 @@ def _refuse_costs(
     at_most: Mapping[str, float],
 ) -> None:
     for what, given in (("costs", costs), ("at_least", at_least), ("at_most", at_most)):
+        if not isinstance(given, Mapping):
+            raise EstimateError(f"{what} must be numbers by kind, as {{'a': 1.0}}, got {called(given)}")
         for name, number in given.items():
             if name in outlook.tied:
                 parts = outlook.tied[name][0]
                 raise EstimateError(
                     f"{what} names '{name}', which has no data of its own: {' and '.join(map(repr, parts))} bring it along"
                 )
-            if name not in outlook.units or name not in costs:
+            if name in outlook.units and name not in costs:
+                raise EstimateError(f"{what} names '{name}', which has no cost; give its cost, or leave it out")
+            if name not in outlook.units:
                 known = outlook.units if what == "costs" else costs
                 raise EstimateError(
                     f"{what} names '{name}', of which no more can be taken; there are {', '.join(known)}"
                 )
-            if not (0.0 < number < math.inf if what == "costs" else number >= 0.0):
+            if not (0.0 < real(number) < math.inf if what == "costs" else real(number) >= 0.0):
                 rule = "> 0 and finite" if what == "costs" else ">= 0"
-                raise EstimateError(f"{what} of '{name}' must be {rule}, got {number}")
+                raise EstimateError(f"{what} of '{name}' must be {rule}, got {number!r:.60}")
     if not costs:
         raise EstimateError(f"a design needs the cost of at least one kind; there are {', '.join(outlook.units)}")
-    if not 0.0 < budget < math.inf:
-        raise EstimateError(f"the budget of a design must be > 0 and finite, in the unit of the costs, got {budget}")
+    if not 0.0 < real(budget) < math.inf:
+        raise EstimateError(
+            f"the budget of a design must be > 0 and finite, in the unit of the costs, got {budget!r:.60}"
+        )
 
 
 def _groups(outlook: Outlook, costs: Mapping[str, float]) -> list[tuple[str, ...]]:
@@ -250,8 +262,12 @@ def _limits(
         raise EstimateError(
             f"at_least costs {price @ low:g}, more than the budget of {budget:g}; raise it, or ask for less"
         )
-    if bad := [group[0] for group, a, b in zip(groups, low, most, strict=True) if a > b]:
-        raise EstimateError(f"at_least of '{bad[0]}' is more than its at_most; correct one of them")
+    for group in groups:
+        least = max(group, key=lambda n: float(at_least.get(n, 0.0)))  # the first of equal ones
+        most_of = min(group, key=lambda n: float(at_most.get(n, math.inf)))
+        if float(at_least.get(least, 0.0)) > float(at_most.get(most_of, math.inf)):
+            other = "its at_most" if least == most_of else f"at_most of '{most_of}', and as many of both are taken"
+            raise EstimateError(f"at_least of '{least}' is more than {other}; correct one of them")
     high = np.minimum(most, low + max(0.0, rest) / price)
     if whole and float(np.floor(high + 1e-9).max()) < 1.0:
         raise EstimateError(
@@ -351,6 +367,8 @@ def _aims(
         if criterion == "c" and len(free) > 1:
             raise EstimateError(f"criterion 'c' needs a target, one of {', '.join(free)}; 'A' and 'D' take all of them")
         target = free
+    if not isinstance(target, Collection) or not all(isinstance(n, str) for n in target):
+        raise EstimateError(f"a target is a parameter, several, or parameter -> number, got {target!r:.60}")
     weights = (
         dict(target)
         if isinstance(target, Mapping)
@@ -361,7 +379,7 @@ def _aims(
         raise EstimateError(
             f"'{held[0]}' is held, by a bound or because it was fixed: its error is 0 whatever is measured"
         )
-    bad = [n for n, w in weights.items() if not math.isfinite(w) or (criterion == "A" and not w > 0.0)]
+    bad = [n for n, w in weights.items() if not math.isfinite(real(w)) or (criterion == "A" and not w > 0.0)]
     if not weights or bad or not any(weights.values()):
         raise EstimateError(
             f"a target is made of parameters with finite numbers (tolerances > 0 for 'A'), got {weights}"
@@ -393,7 +411,8 @@ def _optimum(problem: _Problem, price: np.ndarray, budget: float, low: np.ndarra
     most = np.where(high > 0.0, high, 1.0)
     share = cp.Variable(len(price))  # of the most that can be had of each kind
     F = len(problem.known)
-    J = problem.known + sum(share[m] * (most[m] * problem.units[m]) for m in range(len(price)))
+    ridge = _RIDGE * np.eye(F)  # as for the value: what nothing tells of has no inverse
+    J = problem.known + ridge + sum(share[m] * (most[m] * problem.units[m]) for m in range(len(price)))
     limits: list[Any] = [share >= low / most, share <= high / most, (price * most / budget) @ share <= 1.0]
     if problem.criterion == "D":
         k = problem.aims.shape[1]
@@ -440,4 +459,4 @@ def design_group(found: Design) -> RenderableType:
     said = Text(
         f"{found.criterion}-optimal: {what} {found.value:.4g}, {found.efficiency:.1%} efficient, for {found.cost:g} of {found.budget:g}"
     )
-    return Group(said, table, forecast_table(found.forecast))
+    return Group(*doubted(found.forecast), said, table, forecast_table(found.forecast))

@@ -14,20 +14,22 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from engine.errors import EstimateError, ModalityError
+from engine.errors import EstimateError, ModalityError, ParameterError
 from engine.evidence import Evidence, checked_information, prior_derivatives
 from engine.faces import Face
+from engine.information.checks import called, real, refuse_wrong_plugins, whole
 from engine.learning.simulator import draw, generator_of
 from engine.modality import Modality
 from engine.parameters import ParameterSpace
 from engine.result import Estimate, Status
+from engine.search import check_seed
 from engine.uncertainty import Covariance, covariance, curvature_floor
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Outlook:
         tied: Interaction -> (the kinds whose observations it reads together, what it adds to the information of one unit).
         held: Components that are fixed or lie on an active bound, boolean, shape (P,).
         face: What else holds θ: linear rows and cones.
+        status, reason: Of the estimate that it rests on; None and empty before any data.
 
     Example:
         >>> from engine import Parameter
@@ -65,6 +68,8 @@ class Outlook:
     held: Tensor
     face: Face | None = field(default=None, repr=False)
     tied: Mapping[str, tuple[tuple[str, ...], Tensor]] = field(default_factory=dict)
+    status: Status | None = None
+    reason: str = ""
 
     @classmethod
     def at(
@@ -87,10 +92,17 @@ class Outlook:
             simulations, seed: For kinds without a closed form: the covariance of simulated scores is their information.
 
         Raises:
-            EstimateError: for an interaction, whose information nobody knows before there are data.
+            EstimateError: for an interaction, whose information nobody knows before there are data, and for kinds, a number of
+                simulations or a seed that are none.
             ModalityError: for a kind with neither a closed form nor a simulator.
             ParameterError: for a θ that is none.
         """
+        refuse_wrong_plugins(parameters, modalities, EstimateError)
+        simulations = _simulations(simulations, seed)
+        if not isinstance(theta, Mapping | Tensor | Sequence) or isinstance(theta, str):
+            raise ParameterError(f"θ must be given by name or in order, got {called(theta)}")
+        if isinstance(theta, Mapping) and (bad := [n for n, v in theta.items() if math.isnan(real(v))]):
+            raise ParameterError(f"θ must be numbers, got {called(theta[bad[0]])} for '{bad[0]}'")
         at = parameters.tensor(theta)
         _refuse_interactions(modalities)
         units = {n: _unit(parameters, n, m, at, simulations, seed) for n, m in modalities.items()}
@@ -113,9 +125,12 @@ class Outlook:
             simulations, seed: As for :meth:`at`.
 
         Raises:
-            EstimateError: for a fit that failed, or a new kind with the name of a plugin that it has.
+            EstimateError: for what is no estimate, a fit that failed, or a new kind with the name of a plugin that it has.
             ModalityError: as :meth:`at`.
         """
+        _refuse_no_estimate(fit)
+        simulations = _simulations(simulations, seed)
+        refuse_wrong_plugins(fit.parameters, {} if new is None else new, EstimateError)
         evidence = fit._usable("a forecast")
         if taken := sorted(set(new or {}) & set(evidence.modalities)):
             raise EstimateError(f"new kinds of data need names of their own, got '{taken[0]}', of which there are data")
@@ -137,7 +152,7 @@ class Outlook:
         if fit._face is not None:
             unit = fit._face.unit[0]
             known = known + fit._face.curvature[0] / (unit[:, None] * unit)
-        return cls(fit.parameters, fit.theta, known, units, fit._fixed(), fit._face, tied)
+        return cls(fit.parameters, fit.theta, known, units, fit._fixed(), fit._face, tied, fit.status, fit.reason)
 
     def information(self, more: Mapping[str, float]) -> Tensor:
         """J after n_m more observations of each kind, shape (P, P).
@@ -149,6 +164,10 @@ class Outlook:
             EstimateError: for a kind that is not there, an interaction, a number that is negative or not finite, or other numbers of
                 kinds that are tied.
         """
+        if not isinstance(more, Mapping):
+            raise EstimateError(
+                f"further observations are asked for as kind -> number, got {called(more)}; write {{'a': 10}}"
+            )
         total = self.known.clone()
         for name, number in more.items():
             if name in self.tied:
@@ -160,8 +179,8 @@ class Outlook:
                 raise EstimateError(
                     f"no kind of data '{name}' to take more of; there are {', '.join(self.units)}: correct the name, or give it as new"
                 )
-            if not 0.0 <= float(number) < math.inf:
-                raise EstimateError(f"the number of further observations of '{name}' must be >= 0, got {number}")
+            if not 0.0 <= real(number) < math.inf:
+                raise EstimateError(f"the number of further observations of '{name}' must be >= 0, got {number!r:.60}")
             total = total + float(number) * self.units[name]
         for name, (parts, each) in self.tied.items():
             numbers = {part: float(more.get(part, 0.0)) for part in parts}
@@ -187,6 +206,20 @@ class Outlook:
         """
         floor = curvature_floor(self.parameters, self.theta)
         return covariance(self.information(more), self.held, floor, kind="expected", face=_flat(self.face))
+
+
+def _simulations(simulations: int, seed: int) -> int:
+    """How many, from what seed; EstimateError for what is none."""
+    check_seed(seed, EstimateError)
+    return whole("simulations", simulations, 100, "20_000 is the default", EstimateError)
+
+
+def _refuse_no_estimate(source: object) -> None:
+    from engine.registry import Registry
+
+    if not isinstance(source, Estimate):
+        step = "registry.estimate(...)" if isinstance(source, Registry) else "what estimate returns"
+        raise EstimateError(f"a forecast takes one Estimate or an Outlook, got {called(source)}; pass {step}")
 
 
 def _refuse_interactions(modalities: Mapping[str, Modality]) -> None:
@@ -235,6 +268,7 @@ class Forecast:
         theta: Where the forecast holds, shape (P,).
         more: Kind -> how many more observations.
         before, after: The covariance of θ̂ without and with them.
+        status, reason: Of the estimate that it rests on; None and empty where it rests on none.
 
     Example:
         >>> from engine import Parameter
@@ -250,6 +284,18 @@ class Forecast:
     more: Mapping[str, float]
     before: Covariance
     after: Covariance
+    status: Status | None = None
+    reason: str = ""
+
+    @property
+    def converged(self) -> bool | None:
+        """Whether the estimate that it rests on can be used; None where it rests on none."""
+        return None if self.status is None else self.status in (Status.CONVERGED, Status.AT_BOUND)
+
+    @property
+    def doubt(self) -> str:
+        """Why the estimate that it rests on cannot be trusted; empty where it can, or there is none."""
+        return f"it rests on an estimate that is {self.status}: {self.reason}" if self.converged is False else ""
 
     @property
     def sd(self) -> dict[str, float]:
@@ -260,6 +306,7 @@ class Forecast:
         """Plain values, for machines; infinite and undefined numbers are None."""
         rows = zip(self.parameters.names, self.before.sd.tolist(), self.after.sd.tolist(), strict=True)
         return {
+            **self.rests_on(),
             "more": dict(self.more),
             "theta": self.theta.tolist(),
             "parameters": {n: {"error_before": _plain(a), "error_after": _plain(b)} for n, a, b in rows},
@@ -267,10 +314,18 @@ class Forecast:
             "covariance": [[_plain(v) for v in row] for row in self.after.matrix.tolist()],
         }
 
+    def rests_on(self) -> dict[str, Any]:
+        """The estimate's status, plain."""
+        return {
+            "status": None if self.status is None else str(self.status),
+            "converged": self.converged,
+            "reason": self.reason,
+        }
+
     def __str__(self) -> str:
         from engine.report.tables import as_text
 
-        return as_text(forecast_table(self))
+        return as_text(forecast_group(self))
 
 
 def forecast(
@@ -288,7 +343,8 @@ def forecast(
         A :class:`Forecast`.
 
     Raises:
-        EstimateError: for a kind that is not there, a negative number, or an estimate that failed.
+        EstimateError: for a kind that is not there, a negative number or what is none, what is no estimate, and one that failed or whose
+            parts were found to depend on each other.
         ModalityError: for a kind with neither a closed form nor a simulator.
 
     Example:
@@ -307,7 +363,8 @@ def forecast(
     """
     outlook = _outlook(source, new, seed)
     before, after = outlook.covariance({}), outlook.covariance(more)
-    return Forecast(outlook.parameters, outlook.theta, {n: float(k) for n, k in more.items()}, before, after)
+    numbers = {n: float(k) for n, k in more.items()}
+    return Forecast(outlook.parameters, outlook.theta, numbers, before, after, outlook.status, outlook.reason)
 
 
 def _outlook(source: Outlook | Estimate, new: Mapping[str, Modality] | None, seed: int) -> Outlook:
@@ -318,12 +375,30 @@ def _outlook(source: Outlook | Estimate, new: Mapping[str, Modality] | None, see
             first, second = source.dependence.flagged[0]
             raise EstimateError(
                 f"a forecast adds the information of parts that are independent given θ, and '{first}' and '{second}' depend on each "
-                "other; put them in one plugin, or leave one of them out"
+                "other; append an interaction of them (or train the one that is there better), put them in one plugin, or leave one of "
+                "them out"
             )
         return Outlook.after(source, new, seed=seed)
+    check_seed(seed, EstimateError)
+    if not isinstance(source, Outlook):
+        _refuse_no_estimate(source)
     if new:
         raise EstimateError("an outlook has its kinds of data already; give new ones to Outlook.at or Outlook.after")
     return source
+
+
+def forecast_group(found: Forecast) -> RenderableType:
+    """A forecast for a rich console: why it cannot be trusted, then the errors."""
+    from rich.console import Group
+
+    return Group(*doubted(found), forecast_table(found))
+
+
+def doubted(found: Forecast) -> list[RenderableType]:
+    """The doubt of a forecast for a rich console, if there is one."""
+    from rich.text import Text
+
+    return [Text(found.doubt, "red")] if found.doubt else []
 
 
 def forecast_table(found: Forecast, title: str | None = None) -> RenderableType:

@@ -61,6 +61,12 @@ def test_an_estimate_that_cannot_be_trusted_gives_exit_status_1(evidence, tmp_pa
     status, out, _ = evidence("forecast", "-w", registry.path, "--more", "one=3")
     assert status == 1
     assert out.startswith("it rests on an estimate that is not_identified")
+    assert out.count("it rests on") == 1
+    for words in (["--more", "one=3"], ["--cost", "one=1", "--budget", "3", "-t", "a"]):
+        status, out, _ = evidence("forecast", "-w", registry.path, *words, "--json")
+        told = json.loads(out)
+        assert (status, told["status"], told["converged"]) == (1, "not_identified", False)
+        assert told["reason"]
 
 
 @pytest.mark.parametrize(

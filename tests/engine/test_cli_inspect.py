@@ -62,3 +62,46 @@ def test_a_function_that_simulates_plugins_together_tells_interactions(evidence,
     assert "nobody vouches" in err
     _, out, _ = evidence(*words, "--trust", "--json")
     assert json.loads(out)["worth"]["paired"]
+
+
+FUNCTIONS = """
+number = 3
+def together(theta, generator):
+    return {"a": theta, "b": theta}
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--independent", "--pairs", "some_pairs:together", "--trust"], "leave --pairs out, or --independent"),
+        (["-n", "3", "--pairs", "some_pairs:together", "--trust"], "got --observations 3; leave it out"),
+        (
+            ["--pairs", "together"],
+            "--pairs takes an importable function of (theta, generator) as 'module:name', got 'together'",
+        ),
+        (["--pairs", "some pairs:x", "--trust"], "--pairs takes an importable function"),
+        (
+            ["--pairs", "some_pairs:together"],
+            "nobody vouches for its module: it was not imported; read its code, and give --trust",
+        ),
+        (
+            ["--pairs", "some_pairs:number", "--trust"],
+            "got 'some_pairs:number': 'some_pairs:number' must be a function, got 3",
+        ),
+        (["--pairs", "some_pairs:nothing", "--trust"], "module 'some_pairs' has no 'nothing'"),
+        (["--pairs", "no_module_here:x", "--trust"], "ModuleNotFoundError: No module named 'no_module_here'"),
+        (["--seed", "-1"], "Invalid value for '--seed'"),
+    ],
+)
+def test_wrong_words_are_answered_in_the_words_of_the_options(evidence, workspace, tmp_path, monkeypatch, words, said):
+    (tmp_path / "some_pairs.py").write_text(FUNCTIONS)
+    monkeypatch.syspath_prepend(tmp_path)
+    status, out, err = evidence("inspect", "-w", workspace, *words)
+    assert (status, out) == (2, "")
+    flat = " ".join(err.replace("│", " ").split())
+    assert said in flat
+    assert "pairs=" not in flat
+    assert "independent=" not in flat
+    assert "a plugin names" not in flat
+    assert flat.count("--trust") <= 1

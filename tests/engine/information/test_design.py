@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Normal, Uniform
 
 from engine import Evidence, Linear, Modality, Parameter, ParameterSpace, Registry, Simplex
-from engine.errors import EstimateError
+from engine.errors import EstimateError, ParameterError
 from engine.estimate import estimate
 from engine.information import Outlook, dependence, design, forecast
 from engine.information.rounding import whole_numbers
@@ -192,6 +192,21 @@ def test_rounding_alone_never_leaves_the_limits():
         ({"costs": {"a": 1.0}}, "no numbers of a determine 'b'"),
         ({"target": {"a": -1.0}}, "tolerances > 0"),
         ({"target": {"a": math.nan}}, "finite numbers"),
+        ({"target": {"a": "x"}}, "finite numbers"),
+        ({"target": 3}, "a target is a parameter, several, or parameter -> number, got 3"),
+        ({"target": ["a", 3]}, "a target is a parameter, several, .* got .'a', 3."),
+        ({"costs": "a"}, "costs must be numbers by kind, as {'a': 1.0}, got 'a'"),
+        ({"costs": {"a": "1"}}, "costs of 'a' must be > 0 and finite, got '1'"),
+        ({"costs": {"a": True}}, "costs of 'a' must be > 0 and finite, got True"),
+        ({"budget": "30"}, "the budget of a design must be > 0 and finite, .* got '30'"),
+        ({"budget": None}, "the budget of a design must be > 0 and finite, .* got None"),
+        ({"at_least": {"a": "x"}}, "at_least of 'a' must be >= 0, got 'x'"),
+        ({"at_least": 3}, "at_least must be numbers by kind, .* got 3"),
+        ({"at_most": 0}, "at_most must be numbers by kind, .* got 0"),
+        ({"at_most": {"a": None}}, "at_most of 'a' must be >= 0, got None"),
+        ({"costs": {"a": 1.0}, "at_least": {"b": 1}}, "at_least names 'b', which has no cost"),
+        ({"whole": "no"}, "whole is True or False, got 'no'"),
+        ({"seed": -1}, "a seed is a whole number"),
     ],
 )
 def test_what_makes_no_sense_is_refused(change, said):
@@ -287,7 +302,9 @@ def test_parts_that_were_found_to_depend_have_no_forecast():
     e = torch.randn(200, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     fit = estimate(Evidence(space, kinds, {"a": e[:, :1], "b": 0.8 * e[:, :1] + 0.6 * e[:, 1:]}))
     assert forecast(fit, {"a": 100}).sd["mu"] == pytest.approx(500.0**-0.5, rel=1e-6)
-    with pytest.raises(EstimateError, match="'a' and 'b' depend on each other; put them in one plugin"):
+    with pytest.raises(
+        EstimateError, match=r"'a' and 'b' depend on each other; append an interaction of them \(or train"
+    ):
         forecast(dependence(fit).applied(fit), {"a": 100})
 
 
@@ -377,3 +394,96 @@ def test_kinds_that_tell_nothing_of_the_target_are_refused():
     for criterion in "AD":
         with pytest.raises(EstimateError, match="nothing that a tell makes 'b' better known"):
             design(fit, {"a": 1.0}, 10.0, ["b"], criterion=criterion)
+
+
+def test_a_parameter_that_nothing_tells_of_is_no_obstacle_where_it_is_not_asked_for():
+    assert design(two(), {"a": 1.0}, 5.0, "a").value == pytest.approx(4.0 / 5.0)
+
+
+SPACE = ParameterSpace([Parameter("a"), Parameter("b")])
+KIND = Gaussian(parameter_names=("a",), sd=1.0)
+ZEROS = torch.zeros(2)
+
+
+def fitted():
+    return estimate(Evidence(ParameterSpace([Parameter("a")]), {"k": KIND}, {"k": [[1.0], [2.0]]}))
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda: forecast(two(), {"a": "x"}), "further observations of 'a' must be >= 0, got 'x'"),
+        (lambda: forecast(two(), {"a": "3"}), "further observations of 'a' must be >= 0, got '3'"),
+        (lambda: forecast(two(), {"a": True}), "further observations of 'a' must be >= 0, got True"),
+        (lambda: forecast(two(), {"a": None}), "further observations of 'a' must be >= 0, got None"),
+        (lambda: forecast(two(), 3), "asked for as kind -> number, got 3"),
+        (lambda: forecast(two(), {"a": 1}, seed="x"), "a seed is a whole number"),
+        (lambda: forecast(None, {"a": 1}), "a forecast takes one Estimate or an Outlook, got None"),
+        (lambda: design([], {"a": 1.0}, 1.0), "a forecast takes one Estimate or an Outlook, got a list"),
+        (lambda: forecast(fitted(), {"k": 1}, seed=-1), "a seed is a whole number"),
+        (lambda: forecast(fitted(), {"k": 1}, new=3), "plugins must be given by name, .* got 3"),
+        (lambda: forecast(fitted(), {"k": 1}, new={"n": 3}), "plugin 'n' must be a Modality with a name, got 3"),
+        (
+            lambda: forecast(fitted(), {"n": 1}, new={"n": Gaussian(parameter_names=("z",), sd=1.0)}),
+            "plugin 'n' depends on 'z', and the parameters are a",
+        ),
+        (lambda: Outlook.after(3), "a forecast takes one Estimate or an Outlook, got 3"),
+        (
+            lambda: Outlook.after(fitted(), simulations="x"),
+            "simulations must be a whole number of at least 100, got 'x'",
+        ),
+        (lambda: Outlook.at(3, {}, ZEROS), "must be a ParameterSpace, got 3"),
+        (lambda: Outlook.at(SPACE, {"a": 3}, ZEROS), "plugin 'a' must be a Modality"),
+        (
+            lambda: Outlook.at(SPACE, {"a": KIND}, ZEROS, simulations=1),
+            "simulations must be a whole number of at least 100",
+        ),
+    ],
+)
+def test_what_no_forecast_can_be_asked_with_is_refused(ask, said):
+    with pytest.raises(EstimateError, match=said):
+        ask()
+
+
+@pytest.mark.parametrize(
+    ("theta", "said"),
+    [
+        ("ab", "by name or in order, got 'ab'"),
+        (3, "got 3"),
+        ({"a": "x", "b": 1.0}, "θ must be numbers, got 'x' for 'a'"),
+    ],
+)
+def test_a_place_that_is_none_is_refused(theta, said):
+    with pytest.raises(ParameterError, match=said):
+        Outlook.at(SPACE, {"a": KIND}, theta)
+
+
+def test_a_registry_is_no_estimate(tmp_path):
+    registry = Registry.create(tmp_path / "w", [Parameter("a")])
+    for ask in (lambda: forecast(registry, {"a": 1}), lambda: design(registry, {"a": 1.0}, 1.0, "a")):
+        with pytest.raises(EstimateError, match=r"got a Registry; pass registry\.estimate\(...\)"):
+            ask()
+
+
+def test_limits_of_tied_kinds_name_the_kinds_that_were_written():
+    fit, costs = tied(), {"a": 1.0, "b": 1.0, "c": 2.0}
+    with pytest.raises(EstimateError, match="at_least of 'b' is more than its at_most"):
+        design(fit, costs, 60.0, at_least={"b": 5}, at_most={"b": 2})
+    with pytest.raises(
+        EstimateError, match="at_least of 'b' is more than at_most of 'a', and as many of both are taken"
+    ):
+        design(fit, costs, 60.0, at_least={"b": 5}, at_most={"a": 2})
+
+
+def test_a_forecast_and_a_design_say_what_the_estimate_is_that_they_rest_on():
+    good = forecast(fitted(), {"k": 1})
+    assert (good.status, good.converged, good.doubt) == ("converged", True, "")
+    assert str(good).startswith("after 1 more of 'k'")
+    assert forecast(two(), {"a": 1}).to_dict()["status"] is None  # before any data
+    fit = estimate(Evidence(SPACE, {"k": KIND}, {"k": [[1.0], [2.0]]}))
+    poor, best = forecast(fit, {"k": 1}), design(fit, {"k": 1.0}, 3.0, "a")
+    for found in (poor, best):
+        assert str(found).startswith("it rests on an estimate that is not_identified: ")
+        told = found.to_dict()
+        assert (told["status"], told["converged"], told["reason"]) == ("not_identified", False, fit.reason)
+        assert str(found).count("it rests on") == 1
