@@ -105,3 +105,12 @@ def test_wrong_words_are_answered_in_the_words_of_the_options(evidence, workspac
     assert "independent=" not in flat
     assert "a plugin names" not in flat
     assert flat.count("--trust") <= 1
+
+
+def test_a_plugin_that_cannot_simulate_is_to_be_left_out_with_an_option(evidence, workspace, monkeypatch):
+    monkeypatch.setattr(Gaussian, "has_simulator", False)
+    status, _, err = evidence("inspect", "-w", workspace, "--without", "a")
+    assert status == 2
+    assert "plugin 'b' cannot simulate its data: leave it out with --without b, or give --pairs" in " ".join(
+        err.split()
+    )
