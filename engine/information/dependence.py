@@ -3,7 +3,8 @@ r"""Do the parts of a sum depend on each other given θ? Where they do, adding m
 Adding is right if the parts are independent given θ; what it gets wrong otherwise is :math:`I(x_1; x_2 \mid \theta)` nats a
 pair. Every pair of plugins is tested at θ̂ (:mod:`engine.information.independence`), with p-values corrected for all pairs
 (Holm). The test rests on what belongs together: observation i of one part and observation i of another. What an interaction plugin of
-the sum carries is taken for known, so that what is tested is whether anything is left.
+the sum carries is taken for known, so that what is tested is whether anything is left; so are covariates that both parts carry, and
+which entries are missing (:mod:`engine.information.strata`).
 
 Where a pair depends, θ̂ stays consistent and its error bar is wrong. The honest one is Godambe's :math:`J^{-1} K J^{-1}`
 with K the variance of the *joint* score: with C_mn the covariance of the scores of parts m and n in one unit,
@@ -36,6 +37,7 @@ from engine.information.independence import (
     information_of,
     learned_independence,
 )
+from engine.information.strata import Strata
 from engine.learning.simulator import asked, generator_of, seed_of
 from engine.result import Estimate, Status
 
@@ -70,6 +72,7 @@ class PairTest:
             is more: right for normal pairs, too little for others. Beside interactions, what they leave.
         detectable: The nats a pair that a test like this one, of weak dependence, finds with probability 0.8; NaN untested.
         beside: The interaction plugins whose share is taken for known.
+        given: What units were alike in that were paired anew, in words: covariates, and which entries are missing; mostly nothing.
 
     Example:
         >>> print(PairTest(("a", "b"), 1000, 651.2, 4, 0.0005, 0.0005, 0.51, 0.006))
@@ -87,6 +90,7 @@ class PairTest:
     information: float
     detectable: float
     beside: tuple[str, ...] = ()
+    given: str = ""
 
     @property
     def tested(self) -> bool:
@@ -96,7 +100,8 @@ class PairTest:
     def __str__(self) -> str:
         said = " and ".join(f"'{name}'" for name in self.plugins)
         if not self.tested:
-            return f"{said}: cannot be tested, as nothing of one of them varies in {self.units} pairs"
+            alike = f" that are alike in {self.given}" if self.given else ""
+            return f"{said}: cannot be tested, as nothing of one of them varies in {self.units} pairs{alike}"
         if self.adjusted > _LARGE:
             about = f"; {self.detectable:.2g} nats a pair or more would show 4 times in 5"
         elif self.information < _LITTLE:
@@ -104,6 +109,7 @@ class PairTest:
         else:
             about = f", {self.information:.2g} nats a pair or more"
         known = f" beside {' and '.join(repr(name) for name in self.beside)}" if self.beside else ""
+        known += f", given {self.given}" if self.given else ""
         return f"{said}: p = {self.adjusted:.2g} of {self.units} pairs{known}{about}"
 
 
@@ -242,6 +248,7 @@ class Dependence:
                     "detectable": t.detectable if t.tested else None,
                     "tested": t.tested,
                     "beside": list(t.beside),
+                    "given": t.given or None,
                 }
                 for t in self.pairs.values()
             ],
@@ -268,6 +275,10 @@ def dependence(
 
     What is compared is the scores at θ and the observations themselves. No test finds every dependence: this one finds what
     shows in the plugins' scores, in monotone relations, and in the sizes of residuals; ``critic=True`` also looks for the rest.
+
+    An entry that is the same in both observations of every unit, such as a time, is taken for a covariate if the mean scores of both
+    plugins do not vary with it, and for a measurement that is counted twice if they do. Units are then paired anew with such that
+    are near in it, and with such whose missing entries are the same.
 
     Arguments:
         source: An estimate, or a sum. Observation i of every plugin belongs to one unit; plugins with other numbers of
@@ -331,24 +342,42 @@ def dependence(
         )
     scores = evidence.scores(at)
     permutations = max(_PERMUTATIONS, math.ceil(10 * len(tested) / level))
-    features: dict[tuple[str, int], Features] = {}
-    found = {}
+    found, plain = {}, {}
     for k, (a, b) in enumerate(tested):
         own = seed_of(seed, 4, k)
         kept, moved, beside = _ties(parts, a, b)
         rows = _rows(evidence, beside, lengths[a], seed)
-        for name in (a, b):
-            if (name, len(rows)) not in features:
-                features[name, len(rows)] = _features(evidence, name, scores[name], rows)
-        one, other = features[kept, len(rows)], features[moved, len(rows)]
+        strata = _strata(evidence, kept, moved, scores, rows)
+        if strata is None:
+            for name in {a, b} - {n for n, size in plain if size == len(rows)}:
+                plain[name, len(rows)] = _features(evidence, name, scores[name], rows)
+            one, other = plain[kept, len(rows)], plain[moved, len(rows)]
+        else:
+            one = _features(evidence, kept, scores[kept], rows, strata.first, strata)
+            other = _features(evidence, moved, scores[moved], rows, strata.second, strata)
+        means = 1 if strata is None else strata.count
         weights = _log_weights(evidence, beside, moved, at, rows) if beside else None
-        statistic, dof, p = independence(one, other, permutations, own, weights)
-        information = information_of(one, other) if weights is None else max(0.0, statistic - dof) / (2.0 * len(rows))
-        least = math.nan if not dof else detectable(dof, len(rows), level / len(tested))
+        statistic, dof, p = independence(one, other, permutations, own, weights, strata)
+        free = max(1, len(rows) - means + 1)
+        if strata is None:
+            information = information_of(one, other)
+        else:  # scores are observations times functions of covariates: what they share is there already
+            first = Features.of(
+                one.plain[:, :0], strata.less(_observed(evidence, kept, rows)[:, strata.first]), strata.labels
+            )
+            second = Features.of(
+                one.plain[:, :0], strata.less(_observed(evidence, moved, rows)[:, strata.second]), strata.labels
+            )
+            information = information_of(first, second, means)
+        if weights is not None:
+            information = max(0.0, statistic - dof) / (2.0 * free)
+        least = math.nan if not dof else detectable(dof, free, level / len(tested))
         if critic:
-            bound, learned = learned_independence(one, other, permutations, own, weights)
+            bound, learned = learned_independence(one, other, permutations, own, weights, strata)
             p, information = min(1.0, 2.0 * min(p, learned)), max(information, bound)
-        found[a, b] = PairTest((a, b), len(rows), statistic, dof, p, p, information, least, beside)
+        found[a, b] = PairTest(
+            (a, b), len(rows), statistic, dof, p, p, information, least, beside, strata.given if strata else ""
+        )
     adjusted = holm([t.p_value for t in found.values()]).tolist()
     found = {pair: replace(t, adjusted=q) for (pair, t), q in zip(found.items(), adjusted, strict=True)}
     known = sorted(n for n in evidence.names if lengths[n] >= _LEAST)
@@ -406,10 +435,33 @@ def _rows(evidence: Evidence, beside: Sequence[str], n: int, seed: int) -> Tenso
     return torch.arange(n) if n <= most else torch.randperm(n, generator=generator_of(seed, 5, n))[:most]
 
 
-def _features(evidence: Evidence, name: str, scores: Tensor, rows: Tensor) -> Features:
-    columns = evidence.parameters.indices(evidence.modalities[name].parameter_names)
-    x = evidence.observations[name].detach().reshape(len(scores), -1)
-    return Features.of(scores[rows][:, columns], x[rows])
+def _own_scores(evidence: Evidence, name: str, scores: Tensor, rows: Tensor) -> Tensor:
+    return scores[rows][:, evidence.parameters.indices(evidence.modalities[name].parameter_names)]
+
+
+def _observed(evidence: Evidence, name: str, rows: Tensor) -> Tensor:
+    x = evidence.observations[name].detach()
+    return x.reshape(len(x), -1)[rows].to(torch.float64)
+
+
+def _strata(evidence: Evidence, a: str, b: str, scores: Mapping[str, Tensor], rows: Tensor) -> Strata | None:
+    x = (_observed(evidence, name, rows) for name in (a, b))
+    return Strata.of(*x, *(_own_scores(evidence, name, scores[name], rows) for name in (a, b)))
+
+
+def _features(
+    evidence: Evidence,
+    name: str,
+    scores: Tensor,
+    rows: Tensor,
+    columns: Sequence[int] | None = None,
+    strata: Strata | None = None,
+) -> Features:
+    """What is compared of a plugin: its scores, and its observations; of strata, some columns of them."""
+    x, own = _observed(evidence, name, rows), _own_scores(evidence, name, scores, rows)
+    if strata is None or columns is None:
+        return Features.of(own, x)
+    return Features.of(strata.less(own), strata.less(x[:, list(columns)]), strata.labels)
 
 
 def _log_weights(evidence: Evidence, beside: Sequence[str], moved: str, theta: Tensor, rows: Tensor) -> Tensor:

@@ -140,6 +140,7 @@ def test_parts_that_tell_different_parameters_have_no_redundancy(observations):
     for name, value in (("redundancy", 0.0), ("unique1", truth), ("unique2", truth), ("information1", truth)):
         assert abs(getattr(pair, name) - value) < 3.0 * pair.errors[name] + 2e-3, name
     assert pair.redundancy < 0.03 * truth + 2e-3
+    assert pair.reliable, pair.reason
 
 
 class Normals(Modality):

@@ -1,6 +1,5 @@
 """What plugins are worth, on the report's page: the numbers of the inspection, and bad news where there is some."""
 
-import dataclasses
 import functools
 import json
 import math
