@@ -32,12 +32,15 @@ if TYPE_CHECKING:
 __all__: list[str] = []  # what sums do with interactions
 
 
-def partners(parts: Mapping[str, Sequence[str]], names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def partners(
+    parts: Mapping[str, Sequence[str]], names: Iterable[str], appended: str = ""
+) -> dict[str, tuple[str, ...]]:
     """The interactions that a query uses, with their parts.
 
     Arguments:
         parts: Interaction -> its parts.
         names: The plugins of the query.
+        appended: The interaction that is about to be appended, where one is.
 
     Raises:
         RegistryError: for interactions in a ring.
@@ -52,9 +55,10 @@ def partners(parts: Mapping[str, Sequence[str]], names: Iterable[str]) -> dict[s
     found = {n: p for n, p in found.items() if not any(set(p) < set(q) for q in found.values())}
     if ring := _ring(found):
         over = sorted({p for n in ring for p in found[n]})
+        other = "" if appended else f", or leave one out with without='{ring[-1]}'"
         raise RegistryError(
             f"interactions of one query must form no ring, got {_listed(ring)} over {_listed(over)}: what all share would count more "
-            f"than once; append one interaction over {', '.join(over)}, or leave one out with without='{ring[-1]}'"
+            f"than once; append one interaction over {', '.join(over)}{' instead' if appended else ''}{other}"
         )
     return found
 
@@ -127,7 +131,7 @@ def refuse_bad_parts(
                 f"append one interaction over {', '.join(sorted({*entry.parts, *parts}))}"
             )
     tied = {n: e.parts for n, e in entries.items() if e.parts and n != name}
-    partners({**tied, name: parts}, entries)  # refuses a ring
+    partners({**tied, name: parts}, entries, name)  # refuses a ring
 
 
 class JoinedSource:

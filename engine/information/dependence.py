@@ -20,7 +20,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -50,6 +50,7 @@ _LEAST = 10  # pairs below which no test is worth its name
 _FEW = 50  # pairs from which a covariance of scores begins to be known
 _TIED = 1000  # pairs that are looked at beside interactions, which score each unit with the partner of every other
 _NUMBERS = 2**27  # of those scorings' input: fewer pairs are looked at where observations are large
+_OFF, _FLAT = 3.0, 1e-6  # by how much scores may scatter otherwise, and curvatures, of the largest, that are none
 _LARGE = 0.05  # p-values above leave room for what would not be seen
 _LITTLE = 0.001  # nats below which a number is noise
 _BLOCK = 2**22  # numbers that are scored at once
@@ -63,7 +64,7 @@ class PairTest:
 
     Attributes:
         plugins: Their names.
-        units: How many pairs were looked at: all, or 3000 of more.
+        units: How many pairs were looked at: all, or 3000 of more (1000 beside an interaction).
         statistic, dof: n times the squared correlations of their features, and how many there are; about χ² if independent. No degree
             of freedom: nothing of one of them varies, and nothing was tested.
         p_value: That of random pairings; where a critic was asked too, twice the smaller of both.
@@ -73,6 +74,7 @@ class PairTest:
         detectable: The nats a pair that a test like this one, of weak dependence, finds with probability 0.8; NaN untested.
         beside: The interaction plugins whose share is taken for known.
         given: What units were alike in that were paired anew, in words: covariates, and which entries are missing; mostly nothing.
+        available: How many pairs there are.
 
     Example:
         >>> print(PairTest(("a", "b"), 1000, 651.2, 4, 0.0005, 0.0005, 0.51, 0.006))
@@ -91,6 +93,7 @@ class PairTest:
     detectable: float
     beside: tuple[str, ...] = ()
     given: str = ""
+    available: int = 0
 
     @property
     def tested(self) -> bool:
@@ -110,7 +113,8 @@ class PairTest:
             about = f", {self.information:.2g} nats a pair or more"
         known = f" beside {' and '.join(repr(name) for name in self.beside)}" if self.beside else ""
         known += f", given {self.given}" if self.given else ""
-        return f"{said}: p = {self.adjusted:.2g} of {self.units} pairs{known}{about}"
+        units = f"{self.units} of {self.available}" if self.available > self.units else f"{self.units}"
+        return f"{said}: p = {self.adjusted:.2g} of {units} pairs{known}{about}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +129,7 @@ class Dependence:
         level: Below which a corrected p-value flags a pair: if nothing depends, some pair is flagged in at most that share of
             analyses.
         simulated: Whether the pairs were simulated, rather than those of the analysis.
+        interactions: The interactions of the sum, with their parts.
 
     Example:
         >>> from engine import Parameter, ParameterSpace
@@ -143,6 +148,7 @@ class Dependence:
     covariances: Tensor
     level: float
     simulated: bool
+    interactions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def flagged(self) -> tuple[tuple[str, str], ...]:
@@ -210,12 +216,51 @@ class Dependence:
             words += "; the errors are Godambe's, from joint scores"
             if self.units < _FEW:
                 words += f" (from {self.units} pairs alone: take them as rough, or give simulated pairs)"
-        there = any(self.pairs[pair].beside for pair in self.flagged)
-        words += f"; {'train the interaction better' if there else 'append an interaction'}, or put them in one plugin"
+            words += self._contradicted(fit)
+        advice = dict.fromkeys(self.remedy(pair) for pair in self.flagged[:3])
+        words += f"; {', '.join(advice)}, or put them in one plugin"
         usable = fit.status in (Status.CONVERGED, Status.AT_BOUND)
         status = Status.DEPENDENT if usable else fit.status
         reason = f"{words}; {fit.reason}" if usable else f"{fit.reason}; {words}"
         return replace(fit, dependence=self, status=status, reason=reason)
+
+    def remedy(self, pair: tuple[str, str]) -> str:
+        """What repairs the sum where a pair depends: an interaction of them, a better one, or one over all that ties them already.
+
+        Arguments:
+            pair: Two plugins.
+        """
+        if covering := sorted(n for n, parts in self.interactions.items() if set(pair) <= set(parts)):
+            return f"train '{covering[-1]}' better"
+        tied = {pair[0]}
+        for _ in self.interactions:
+            tied |= {p for parts in self.interactions.values() if tied & set(parts) for p in parts}
+        if pair[1] in tied:
+            return f"append one interaction over all of {', '.join(sorted(tied))}"
+        return f"append an interaction of {' and '.join(map(repr, pair))}"
+
+    def _contradicted(self, fit: Estimate) -> str:
+        """Which simulated parts have another variance of scores than the curvature of the data says; empty where none has.
+
+        Both are the information of one observation, where simulator and scalar are of one law.
+        """
+        if not self.simulated:
+            return ""
+        for k, name in enumerate(self.plugins):
+            part = fit.contributions.get(name)
+            if part is None or part.observations < _LEAST:
+                continue
+            J, C = part.information / part.observations, self.covariances[k, k]
+            size, axes = torch.linalg.eigh(J)
+            axes = axes[:, size > _FLAT * size.abs().max()] / size[size > _FLAT * size.abs().max()].sqrt()
+            ratios = torch.linalg.eigvalsh(axes.mT @ C @ axes)
+            for ratio in ratios[[0, -1]].tolist() if len(ratios) else []:
+                if not 1.0 / _OFF < ratio < _OFF:
+                    return (
+                        f"; beware: the scores of simulated '{name}' have {ratio:.3g} times the variance that its data say, so that these "
+                        "errors are not those of the data: mend the simulator, or the scalar"
+                    )
+        return ""
 
     def _unseen(self) -> str:
         """What tests of few pairs, or of none, leave open; empty where there is nothing to say."""
@@ -240,6 +285,7 @@ class Dependence:
                 {
                     "plugins": list(t.plugins),
                     "units": t.units,
+                    "available": max(t.units, t.available),
                     "statistic": t.statistic,
                     "dof": t.dof,
                     "p_value": t.p_value,
@@ -371,17 +417,34 @@ def dependence(
             information = information_of(first, second, means)
         if weights is not None:
             information = max(0.0, statistic - dof) / (2.0 * free)
+        if not dof and simulated and strata is None:
+            still = kept if not one.plain.shape[1] else moved
+            raise ObservationError(
+                f"simulated pairs must vary at one θ, and {len(rows)} of '{still}' do not at θ = {at.tolist()}: draw its noise, or leave "
+                "it out with names="
+            )
         least = math.nan if not dof else detectable(dof, free, level / len(tested))
         if critic:
             bound, learned = learned_independence(one, other, permutations, own, weights, strata)
             p, information = min(1.0, 2.0 * min(p, learned)), max(information, bound)
         found[a, b] = PairTest(
-            (a, b), len(rows), statistic, dof, p, p, information, least, beside, strata.given if strata else ""
+            (a, b),
+            len(rows),
+            statistic,
+            dof,
+            p,
+            p,
+            information,
+            least,
+            beside,
+            strata.given if strata else "",
+            lengths[a],
         )
     adjusted = holm([t.p_value for t in found.values()]).tolist()
     found = {pair: replace(t, adjusted=q) for (pair, t), q in zip(found.items(), adjusted, strict=True)}
     known = sorted(n for n in evidence.names if lengths[n] >= _LEAST)
-    return Dependence(found, at, tuple(known), _covariances(known, scores), level, simulated)
+    tied = {name: tuple(p) for name, p in parts.items() if p}
+    return Dependence(found, at, tuple(known), _covariances(known, scores), level, simulated, tied)
 
 
 def with_dependence(

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 from functools import cache
 
 import numpy as np
@@ -264,7 +265,7 @@ def test_a_dependent_estimate_says_so(registry):
     assert fit.status == "dependent"
     assert not fit.converged
     assert "parts depend on each other" in fit.reason
-    assert "'a' and 'b': p = 0.0005 of 3000 pairs, 0.5" in fit.reason
+    assert "'a' and 'b': p = 0.0005 of 3000 of 5000 pairs, 0.5" in fit.reason
     told = json.loads(fit.to_json())["dependence"]
     assert told["dependent"]
     assert told["pairs"][0]["plugins"] == ["a", "b"]
@@ -419,6 +420,49 @@ def test_simulators_of_pairs_that_fail_are_named(registry):
         registry.estimate(data(0), dependence=lambda theta, generator: 1 / 0)
     with pytest.raises(ObservationError, match=r"a mapping from plugins .* for some of a, b, got Tensor"):
         registry.estimate(data(0), dependence=lambda theta, generator: theta)
+
+
+def test_simulated_pairs_of_another_law_are_said_to_be_one():
+    """Noise k times too wide has scores with k² times the variance, and Godambe's error with it."""
+    fit = estimate(Evidence(SPACE, KINDS, data(0, n=50)))
+
+    def wider(k):
+        return lambda theta, generator: {n: theta + k * (x - theta) for n, x in simulate(theta, generator).items()}
+
+    assert "beware" not in dependence(fit, pairs=wider(1.0)).applied(fit).reason
+    for k, said in ((4.0, "1[5-7]"), (0.3, "0.0[89]")):
+        reason = dependence(fit, pairs=wider(k)).applied(fit).reason
+        assert re.search(
+            rf"beware: the scores of simulated 'a' have {said}.* times the variance that its data say", reason
+        ), reason
+
+
+def test_simulated_pairs_without_noise_are_refused():
+    fit = estimate(Evidence(SPACE, KINDS, data(0, n=50)))
+    with pytest.raises(ObservationError, match=r"must vary at one θ, and 3000 of 'b' do not .* draw its noise"):
+        dependence(fit, pairs=lambda theta, generator: {"a": simulate(theta, generator)["a"], "b": theta})
+
+
+@pytest.mark.parametrize(
+    ("interactions", "said"),
+    [
+        ({}, "append an interaction of 'a' and 'b'"),
+        ({"cd": ("c", "d")}, "append an interaction of 'a' and 'b'"),
+        ({"ab": ("a", "b")}, "train 'ab' better"),
+        ({"ac": ("a", "c"), "bc": ("b", "c")}, "append one interaction over all of a, b, c"),
+        ({"cb": ("c", "b"), "cd": ("c", "d"), "ad": ("a", "d")}, "append one interaction over all of a, b, c, d"),
+    ],
+)
+def test_the_remedy_knows_which_interactions_are_there(interactions, said):
+    found = dataclasses.replace(found_by_simulation(), interactions=interactions)
+    assert found.remedy(("a", "b")) == said
+    assert said in found.applied(estimate(Evidence(SPACE, KINDS, data(0)))).reason
+
+
+def test_that_some_of_many_pairs_were_looked_at_is_said():
+    test = found_by_simulation().pairs["a", "b"]
+    assert (test.units, test.available) == (3000, 5000)
+    assert "of 3000 of 5000 pairs" in str(test)
 
 
 @pytest.mark.slow
