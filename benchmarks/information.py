@@ -1,12 +1,14 @@
 """Interactions of gates, and mutual information with error bars, beside their truths.
 
-    OMP_NUM_THREADS=1 python benchmarks/information.py [gates binary families flags] [--repetitions 10] [--samples 10000]
+    OMP_NUM_THREADS=1 python benchmarks/information.py [gates binary families flags dimensions apart] [--repetitions 10] [--samples 10000]
 
 - *gates*: redundancy, unique information, synergy and I(X1; X2 | Y) in bits of tables, by the cone programme and from 20,000
   samples by transport (posteriors counted from the samples);
 - *binary*: θ = ±1, x_m = θ + σ_m ε with σ = (1, 2) and noise correlation 0, ½, −½, from the posteriors of 40,000 samples;
 - *families*: seven laws with known information, N samples each: the mean estimate, its root mean square deviation from the truth
   in per cent, the worst one, its mean error bar, the coverage of 68.3 % intervals and how many were trusted, over repetitions;
+- *dimensions*: d columns of x and of y that correlate by ρ, N samples, by nearest neighbours: how many errors off, how many trusted;
+- *apart*: θ of two parameters, and a part that measures each, N times: redundancy 0, unique information ½ log(1 + N), no synergy;
 - *flags*: what must not be trusted: raw heavy tails, and information above log N.
 """
 
@@ -21,8 +23,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.distributions import Normal
 
-from engine.information import decompose, decompose_samples, mutual_information
+from engine import Modality, Parameter, ParameterSpace
+from engine.information import decompose, decompose_samples, interactions_of, mutual_information
+from modalities import Gaussian
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "engine" / "information"))
 from gates import TABLES
@@ -79,6 +84,50 @@ def families(names: list[str], repetitions: int, n: int, method: str) -> None:
     print(f"coverage of all: {np.mean(covered):.0%} of {len(covered)}")
 
 
+def dimensions(n: int, repetitions: int) -> None:
+    print("d    ρ      truth   estimate   error   rms pull   trusted   rms pull of trusted, and the worst")
+    for d, rho in ((1, 0.4), (1, 0.999), (2, 0.3), (2, 0.8), (3, 0.5), (3, 0.8), (4, 0.8), (5, 0.6), (10, 0.3)):
+        rows = []
+        for k in range(repetitions):
+            rng = np.random.default_rng(k)
+            x = rng.standard_normal((n, d))
+            y = rho * x + math.sqrt(1.0 - rho**2) * rng.standard_normal((n, d))
+            told = mutual_information(x, y, "ksg", seed=k)
+            rows.append((told.information, told.error, told.reliable))
+        value, error, trusted = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+        truth = -0.5 * d * math.log(1.0 - rho**2)
+        pull = (value - truth) / error
+        right = pull[trusted > 0]
+        said = f"{math.sqrt((right**2).mean()):.2f}, {np.abs(right).max():.1f}" if len(right) else "none"
+        print(
+            f"{d:2d}  {rho:5.3f}  {truth:6.3f}   {value.mean():8.3f}   {error.mean():.3f}   {math.sqrt((pull**2).mean()):8.2f}   "
+            f"{trusted.mean():7.0%}   {said}",
+            flush=True,
+        )
+
+
+def apart(repetitions: int) -> None:
+    space = ParameterSpace([Parameter(n, prior=Normal(0.0, 1.0)) for n in ("a", "b")])
+    kinds: dict[str, Modality] = {n: Gaussian(parameter_names=(n,), sd=1.0) for n in ("a", "b")}
+    print("N    simulations   truth of U   redundancy           unique               rms pull of U   worst of all")
+    for n, simulations in ((1, 500), (1, 2000), (4, 500), (4, 2000), (25, 2000)):
+        rows, pulls = [], []
+        truth = 0.5 * math.log(1.0 + n)
+        for k in range(repetitions):
+            settings = {"observations": n, "simulations": simulations, "seed": k, "progress": False}
+            one = interactions_of(space, kinds, independent=True, **settings).pairs["a", "b"]
+            rows.append((one.redundancy, one.errors["redundancy"], one.unique1, one.errors["unique1"]))
+            for name, right in (("redundancy", 0.0), ("unique1", truth), ("unique2", truth), ("synergy", 0.0)):
+                pulls.append((getattr(one, name) - right) / one.errors[name])
+        r, r_error, u, u_error = np.array(rows).mean(0)
+        unique = np.array(pulls).reshape(-1, 4)[:, 1:3]
+        print(
+            f"{n:2d}   {simulations:11d}   {truth:10.4f}   {r:7.4f} ± {r_error:.4f}     {u:7.4f} ± {u_error:.4f}     "
+            f"{math.sqrt((unique**2).mean()):13.2f}   {np.abs(pulls).max():12.1f}",
+            flush=True,
+        )
+
+
 def flags(n: int) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((n, 1))
@@ -95,7 +144,7 @@ def flags(n: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["gates", "binary", "families", "flags"])
+    parser.add_argument("parts", nargs="*", default=["gates", "binary", "families", "flags", "dimensions", "apart"])
     parser.add_argument("--repetitions", type=int, default=10)
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--method", default="smile")
@@ -105,6 +154,10 @@ def main() -> None:
     for part in options.parts:
         if part == "families":
             families(options.families, options.repetitions, options.samples, options.method)
+        elif part == "dimensions":
+            dimensions(min(options.samples, 1000), options.repetitions)
+        elif part == "apart":
+            apart(options.repetitions)
         elif part == "flags":
             flags(options.samples)
         else:

@@ -86,10 +86,12 @@ class Interaction(Pairwise):
     ) -> None:
         if isinstance(parts, str) or len(parts) < 2 or len(set(parts)) < len(parts):
             raise ModalityError(f"an interaction needs the names of at least two different plugins, got {parts!r}")
-        shapes = [torch.Size(int(n) for n in shape) for shape in event_shapes]
+        flat = isinstance(event_shapes, str) or any(not isinstance(shape, Sequence) for shape in event_shapes)
+        shapes = [] if flat else [torch.Size(int(n) for n in shape) for shape in event_shapes]
         if len(shapes) != len(parts) or any(shape.numel() < 1 for shape in shapes):
             raise ModalityError(
-                f"event_shapes must hold the shape of one observation of each of {', '.join(parts)}, got {list(event_shapes)}"
+                f"event_shapes must hold the shape of one observation of each of {', '.join(parts)}, got {list(event_shapes)}; write () "
+                "for a number, (2,) for two"
             )
         super().__init__(parameter_names, (sum(shape.numel() for shape in shapes),))
         widths = check_hidden("hidden", hidden)
@@ -190,7 +192,7 @@ class Interaction(Pairwise):
 
         Arguments:
             simulate: As for :func:`fit_interaction`.
-            theta: θ, values of ``parameter_names``, shape (P_m,).
+            theta: θ, values of ``parameter_names``, shape (P_m,), or by name.
             simulations: How many pairs, at least 100.
             seed: Of the simulations; take another one than for training.
 
@@ -229,7 +231,19 @@ class Interaction(Pairwise):
 
     def _one_theta(self, theta: Any) -> Tensor:
         """θ of shape (1, P_m). ParameterError where it is none."""
-        at, P = torch.as_tensor(theta), len(self.parameter_names)
+        P = len(self.parameter_names)
+        if isinstance(theta, Mapping):
+            if missing := [n for n in self.parameter_names if n not in theta]:
+                raise ParameterError(
+                    f"theta must have a value of '{missing[0]}', got some of {', '.join(map(str, theta)) or 'none'}"
+                )
+            theta = [theta[n] for n in self.parameter_names]
+        try:
+            at = torch.as_tensor(theta)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ParameterError(
+                f"theta must be one finite θ, the values of {', '.join(self.parameter_names)}, got {theta!r:.60}; check one θ at a time"
+            ) from error
         if at.dim() > 2 or at.numel() != P or not bool(torch.isfinite(at).all()):
             seen = f"{at.tolist()}" if at.numel() == P else f"shape {tuple(at.shape)}"
             raise ParameterError(

@@ -379,6 +379,10 @@ def dependence(
         raise ObservationError(
             f"there are no observations of '{unknown[0]}' to pair; there are some of {', '.join(lengths)}"
         )
+    if names is not None and len(chosen) < 2:
+        raise ObservationError(
+            f"a test of dependence is of two plugins at least, got names={', '.join(chosen) or 'none'}; name another"
+        )
     chosen = [n for n in chosen if not parts[n] and lengths[n] >= _LEAST]
     tested = [(a, b) for a, b in itertools.combinations(sorted(chosen), 2) if lengths[a] == lengths[b]]
     if not tested:

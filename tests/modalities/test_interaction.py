@@ -137,6 +137,7 @@ def test_one_seed_is_one_training():
         ((("a", "a"), ("mu",), ((1,), (1,))), "different plugins"),
         ((("a", "b"), ("mu",), ((1,),)), "the shape of one observation of each of a, b"),
         ((("a", "b"), ("mu",), ((1,), (0,))), "the shape of one observation of each of a, b"),
+        ((("a", "b"), ("mu",), (1, 1)), "of each of a, b, got [1, 1]; write () for a number, (2,) for two"),
     ],
 )
 def test_arguments_that_make_no_interaction_are_refused(arguments, said):
@@ -197,6 +198,8 @@ def test_what_is_too_little_to_train_on_is_refused():
         (torch.zeros(2), 1000, ParameterError, r"one finite θ, the values of mu with shape \(1,\), got shape \(2,\)"),
         (torch.zeros(5, 1), 1000, ParameterError, r"got shape \(5, 1\); check one θ at a time"),
         (torch.tensor([math.nan]), 1000, ParameterError, r"got \[nan\]"),
+        ("abc", 1000, ParameterError, "one finite θ, the values of mu, got 'abc'"),
+        ({"nu": 1.0}, 1000, ParameterError, "must have a value of 'mu', got some of nu"),
         (torch.zeros(1), 1, ModalityError, "a check takes at least 100 simulations, got 1"),
         (torch.zeros(1), 99.5, ModalityError, "a check takes at least 100 simulations, got 99.5"),
     ],
@@ -204,6 +207,10 @@ def test_what_is_too_little_to_train_on_is_refused():
 def test_a_check_of_nothing_is_refused(theta, simulations, error, said):
     with pytest.raises(error, match=said):
         fresh().check(simulate, theta, simulations)
+
+
+def test_a_check_takes_theta_by_name():
+    assert fresh().check(simulate, {"mu": 0.5, "nu": 2.0}, 200) == fresh().check(simulate, torch.tensor([0.5]), 200)
 
 
 def test_a_check_of_pairs_that_are_not_finite_is_refused():

@@ -405,7 +405,7 @@ def test_what_cannot_be_tested_is_refused(registry):
         dependence(Evidence(SPACE, KINDS, data(0, n=20)), torch.zeros(1), names=["a", "c"])
     with pytest.raises(ObservationError, match="no observations of 'ab' to pair"):
         dependence(Evidence(SPACE, KINDS, data(0, n=20)), torch.zeros(1), names="ab")
-    with pytest.raises(ObservationError, match="needs two plugins with as many observations"):
+    with pytest.raises(ObservationError, match="two plugins at least, got names=a; name another"):
         dependence(Evidence(SPACE, KINDS, data(0, n=20)), torch.zeros(1), names=["a", "a"])
     with pytest.raises(EstimateError, match="pass theta="):
         dependence(Evidence(SPACE, KINDS, data(0, n=20)))
