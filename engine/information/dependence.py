@@ -3,8 +3,8 @@ r"""Do the parts of a sum depend on each other given θ? Where they do, adding m
 Adding is right if the parts are independent given θ; what it gets wrong otherwise is :math:`I(x_1; x_2 \mid \theta)` nats a
 pair. Every pair of plugins is tested at θ̂ (:mod:`engine.information.independence`), with p-values corrected for all pairs
 (Holm). The test rests on what belongs together: observation i of one part and observation i of another. What an interaction plugin of
-the sum carries is taken for known, so that what is tested is whether anything is left; so are covariates that both parts carry, and
-which entries are missing (:mod:`engine.information.strata`).
+the sum carries is taken for known, so that what is tested is whether anything is left. Of parts that carry a covariate in common, or miss
+entries both, the scores alone are compared (:mod:`engine.information.common`).
 
 Where a pair depends, θ̂ stays consistent and its error bar is wrong. The honest one is Godambe's :math:`J^{-1} K J^{-1}`
 with K the variance of the *joint* score: with C_mn the covariance of the scores of parts m and n in one unit,
@@ -29,6 +29,8 @@ from torch import Tensor
 from engine.errors import EstimateError, ModalityError, ObservationError
 from engine.evidence import Evidence
 from engine.holm import holm
+from engine.information.checks import called, real, whole
+from engine.information.common import in_common, score_independence
 from engine.information.independence import (
     MOST,
     Features,
@@ -37,7 +39,6 @@ from engine.information.independence import (
     information_of,
     learned_independence,
 )
-from engine.information.strata import Strata
 from engine.learning.simulator import asked, generator_of, seed_of
 from engine.result import Estimate, Status
 
@@ -73,7 +74,8 @@ class PairTest:
             is more: right for normal pairs, too little for others. Beside interactions, what they leave.
         detectable: The nats a pair that a test like this one, of weak dependence, finds with probability 0.8; NaN untested.
         beside: The interaction plugins whose share is taken for known.
-        given: What units were alike in that were paired anew, in words: covariates, and which entries are missing; mostly nothing.
+        common: What both carry that need not be dependence, so that their scores alone were compared, in words: covariates, and which
+            entries are missing; mostly nothing.
         available: How many pairs there are.
 
     Example:
@@ -92,7 +94,7 @@ class PairTest:
     information: float
     detectable: float
     beside: tuple[str, ...] = ()
-    given: str = ""
+    common: str = ""
     available: int = 0
 
     @property
@@ -103,16 +105,18 @@ class PairTest:
     def __str__(self) -> str:
         said = " and ".join(f"'{name}'" for name in self.plugins)
         if not self.tested:
-            alike = f" that are alike in {self.given}" if self.given else ""
-            return f"{said}: cannot be tested, as nothing of one of them varies in {self.units} pairs{alike}"
+            if self.common and self.beside:
+                beside = " and ".join(map(repr, self.beside))
+                return f"{said}: cannot be tested, as what {beside} leaves beside {self.common} does not show in their scores"
+            return f"{said}: cannot be tested, as nothing of one of them varies in {self.units} pairs"
         if self.adjusted > _LARGE:
             about = f"; {self.detectable:.2g} nats a pair or more would show 4 times in 5"
         elif self.information < _LITTLE:
-            about = f", few nats a pair ({self.information:.1g} or more)"
+            about = ", of how many nats a pair does not show"
         else:
             about = f", {self.information:.2g} nats a pair or more"
         known = f" beside {' and '.join(repr(name) for name in self.beside)}" if self.beside else ""
-        known += f", given {self.given}" if self.given else ""
+        known += f" by their scores alone, as of {self.common}" if self.common else ""
         units = f"{self.units} of {self.available}" if self.available > self.units else f"{self.units}"
         return f"{said}: p = {self.adjusted:.2g} of {units} pairs{known}{about}"
 
@@ -265,8 +269,8 @@ class Dependence:
     def _unseen(self) -> str:
         """What tests of few pairs, or of none, leave open; empty where there is nothing to say."""
         if self.untested:
-            first, second = self.untested[0]
-            return f"whether '{first}' and '{second}' depend cannot be tested, as nothing of one of them varies"
+            said, why = str(self.pairs[self.untested[0]]).split(": ", 1)
+            return f"whether {said} depend {why}"
         least = max((t.detectable for t in self.pairs.values()), default=0.0)
         if self.units >= _FEW:
             return ""
@@ -294,7 +298,7 @@ class Dependence:
                     "detectable": t.detectable if t.tested else None,
                     "tested": t.tested,
                     "beside": list(t.beside),
-                    "given": t.given or None,
+                    "common": t.common or None,
                 }
                 for t in self.pairs.values()
             ],
@@ -322,9 +326,9 @@ def dependence(
     What is compared is the scores at θ and the observations themselves. No test finds every dependence: this one finds what
     shows in the plugins' scores, in monotone relations, and in the sizes of residuals; ``critic=True`` also looks for the rest.
 
-    An entry that is the same in both observations of every unit, such as a time, is taken for a covariate if the mean scores of both
-    plugins do not vary with it, and for a measurement that is counted twice if they do. Units are then paired anew with such that
-    are near in it, and with such whose missing entries are the same.
+    Where an entry is the same in both observations of every unit (in any units of measure), such as a time, or where both miss entries, the
+    scores alone are compared: those of parts that take it for given are uncorrelated, those of a measurement that is counted twice are not.
+    What does not show in scores at θ is not seen then.
 
     Arguments:
         source: An estimate, or a sum. Observation i of every plugin belongs to one unit; plugins with other numbers of
@@ -359,8 +363,11 @@ def dependence(
         >>> round(wrong, 3), round(right, 1), found.applied(fit).status  # √(1/2), √((1 + 0.64) / 2) ± 1 %
         (0.707, 0.9, <Status.DEPENDENT: 'dependent'>)
     """
-    if not 0.0 < level < 1.0:
-        raise EstimateError(f"the level of a test lies between 0 and 1, got {level}; 0.05 is usual")
+    if not 0.0 < real(level) < 1.0:
+        raise EstimateError(f"the level of a test lies between 0 and 1, got {level!r}; 0.05 is usual")
+    whole("seed", seed, 0, error=EstimateError)
+    if not isinstance(critic, bool):
+        raise EstimateError(f"critic is True or False, got {critic!r:.60}")
     evidence, at = _evidence(source, theta)
     simulated = pairs is not None
     if pairs is not None:
@@ -374,6 +381,8 @@ def dependence(
             )
         evidence = Evidence(evidence.parameters, evidence.modalities, dict(drawn), prior=False)
     lengths, parts = evidence.observations.lengths, {n: m.parts for n, m in evidence.modalities.items()}
+    if names is not None and not isinstance(names, str | Sequence | set | frozenset):
+        raise ObservationError(f"names are those of plugins, got {called(names)}; write names=['a', 'b']")
     chosen = list(evidence.names if names is None else [names] if isinstance(names, str) else dict.fromkeys(names))
     if unknown := [n for n in chosen if n not in lengths]:
         raise ObservationError(
@@ -397,40 +406,31 @@ def dependence(
         own = seed_of(seed, 4, k)
         kept, moved, beside = _ties(parts, a, b)
         rows = _rows(evidence, beside, lengths[a], seed)
-        strata = _strata(evidence, kept, moved, scores, rows)
-        if strata is None:
+        common = in_common(*(_observed(evidence, name, rows) for name in (a, b)))
+        if common:
+            u, v = (_own_scores(evidence, name, scores[name], rows) for name in (a, b))
+            statistic, dof, p, information = score_independence(u, v, permutations, own)
+            if beside:  # tied scores correlate, and pairing anew would mix what is common
+                statistic, dof, p, information = 0.0, 0, 1.0, 0.0
+        else:
             for name in {a, b} - {n for n, size in plain if size == len(rows)}:
                 plain[name, len(rows)] = _features(evidence, name, scores[name], rows)
             one, other = plain[kept, len(rows)], plain[moved, len(rows)]
-        else:
-            one = _features(evidence, kept, scores[kept], rows, strata.first, strata)
-            other = _features(evidence, moved, scores[moved], rows, strata.second, strata)
-        means = 1 if strata is None else strata.count
-        weights = _log_weights(evidence, beside, moved, at, rows) if beside else None
-        statistic, dof, p = independence(one, other, permutations, own, weights, strata)
-        free = max(1, len(rows) - means + 1)
-        if strata is None:
+            weights = _log_weights(evidence, beside, moved, at, rows) if beside else None
+            statistic, dof, p = independence(one, other, permutations, own, weights)
             information = information_of(one, other)
-        else:  # scores are observations times functions of covariates: what they share is there already
-            first = Features.of(
-                one.plain[:, :0], strata.less(_observed(evidence, kept, rows)[:, strata.first]), strata.labels
-            )
-            second = Features.of(
-                one.plain[:, :0], strata.less(_observed(evidence, moved, rows)[:, strata.second]), strata.labels
-            )
-            information = information_of(first, second, means)
-        if weights is not None:
-            information = max(0.0, statistic - dof) / (2.0 * free)
-        if not dof and simulated and strata is None:
-            still = kept if not one.plain.shape[1] else moved
+            if weights is not None:
+                information = max(0.0, statistic - dof) / (2.0 * len(rows))
+            if critic:
+                bound, learned = learned_independence(one, other, permutations, own, weights)
+                p, information = min(1.0, 2.0 * min(p, learned)), max(information, bound)
+        if not dof and simulated and not common:
+            still = next(n for n in (kept, moved) if not plain[n, len(rows)].plain.shape[1])
             raise ObservationError(
                 f"simulated pairs must vary at one θ, and {len(rows)} of '{still}' do not at θ = {at.tolist()}: draw its noise, or leave "
                 "it out with names="
             )
-        least = math.nan if not dof else detectable(dof, free, level / len(tested))
-        if critic:
-            bound, learned = learned_independence(one, other, permutations, own, weights, strata)
-            p, information = min(1.0, 2.0 * min(p, learned)), max(information, bound)
+        least = math.nan if not dof else detectable(dof, len(rows), level / len(tested))
         found[a, b] = PairTest(
             (a, b),
             len(rows),
@@ -441,7 +441,7 @@ def dependence(
             information,
             least,
             beside,
-            strata.given if strata else "",
+            common,
             lengths[a],
         )
     adjusted = holm([t.p_value for t in found.values()]).tolist()
@@ -482,6 +482,11 @@ def _evidence(source: Estimate | Evidence, theta: Tensor | Mapping[str, float] |
             )
         evidence = source._usable("a test of dependence")
         return evidence, source.theta if theta is None else evidence.parameters.tensor(theta)
+    if not isinstance(source, Evidence):
+        raise EstimateError(
+            f"a test of dependence is of an estimate or a sum, got {called(source)}; pass registry.estimate(data) or "
+            "registry.evidence(data)"
+        )
     if theta is None:
         raise EstimateError("a test of dependence of a sum needs the θ at which it is made; pass theta=fit.theta")
     return source, source.parameters.tensor(theta)
@@ -511,24 +516,8 @@ def _observed(evidence: Evidence, name: str, rows: Tensor) -> Tensor:
     return x.reshape(len(x), -1)[rows].to(torch.float64)
 
 
-def _strata(evidence: Evidence, a: str, b: str, scores: Mapping[str, Tensor], rows: Tensor) -> Strata | None:
-    x = (_observed(evidence, name, rows) for name in (a, b))
-    return Strata.of(*x, *(_own_scores(evidence, name, scores[name], rows) for name in (a, b)))
-
-
-def _features(
-    evidence: Evidence,
-    name: str,
-    scores: Tensor,
-    rows: Tensor,
-    columns: Sequence[int] | None = None,
-    strata: Strata | None = None,
-) -> Features:
-    """What is compared of a plugin: its scores, and its observations; of strata, some columns of them."""
-    x, own = _observed(evidence, name, rows), _own_scores(evidence, name, scores, rows)
-    if strata is None or columns is None:
-        return Features.of(own, x)
-    return Features.of(strata.less(own), strata.less(x[:, list(columns)]), strata.labels)
+def _features(evidence: Evidence, name: str, scores: Tensor, rows: Tensor) -> Features:
+    return Features.of(_own_scores(evidence, name, scores, rows), _observed(evidence, name, rows))
 
 
 def _log_weights(evidence: Evidence, beside: Sequence[str], moved: str, theta: Tensor, rows: Tensor) -> Tensor:

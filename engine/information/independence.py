@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from engine.information.pairing import Pairing
-from engine.information.strata import Strata
 from engine.learning.simulator import generator_of, seed_of, seeded
 
 __all__: list[str] = []  # what engine.information.dependence asks of two parts
@@ -66,11 +65,11 @@ class Features:
     whole: Tensor
 
     @classmethod
-    def of(cls, scores: Tensor, residuals: Tensor, strata: Tensor | None = None) -> Features:
-        """From scores (n, P_m) and residuals (n, D); NaN marks what was not measured. Of strata (n,), the means of each are taken off."""
-        kept = _whitened(_normal_scores(residuals), _KEPT, strata)
-        plain = _whitened(torch.cat([_normal_scores(scores), kept], -1), strata=strata)
-        return cls(plain, _whitened(torch.cat([plain, plain.square()], -1), strata=strata))
+    def of(cls, scores: Tensor, residuals: Tensor) -> Features:
+        """From scores (n, P_m) and residuals (n, D); NaN marks what was not measured."""
+        kept = whitened(_normal_scores(residuals), _KEPT)
+        plain = whitened(torch.cat([_normal_scores(scores), kept], -1))
+        return cls(plain, whitened(torch.cat([plain, plain.square()], -1)))
 
 
 def _normal_scores(x: Tensor) -> Tensor:
@@ -82,11 +81,9 @@ def _normal_scores(x: Tensor) -> Tensor:
     return z[:, z.amax(0) > z.amin(0)] if x.shape[1] else z
 
 
-def _whitened(z: Tensor, most: int | None = None, strata: Tensor | None = None) -> Tensor:
-    """Columns rotated and scaled to mean 0 (of each stratum) and covariance 1, the widest first; those without width are left out."""
-    width = z.square().mean(0)
-    z = z - (z.mean(0) if strata is None else _means(z, strata)[strata])
-    z = z[:, z.square().mean(0) > _RANK * width]  # what strata alone make vary is none
+def whitened(z: Tensor, most: int | None = None) -> Tensor:
+    """Columns rotated and scaled to mean 0 and covariance 1, the widest first; directions without width are left out."""
+    z = z - z.mean(0)
     if not z.shape[1]:
         return z
     values, vectors = torch.linalg.eigh(z.mT @ z / len(z))
@@ -94,18 +91,8 @@ def _whitened(z: Tensor, most: int | None = None, strata: Tensor | None = None) 
     return z @ (vectors[:, keep] / values[keep].sqrt())
 
 
-def _means(z: Tensor, strata: Tensor) -> Tensor:
-    """Means of columns (n, D) in each stratum, (count, D)."""
-    zeros = z.new_zeros(int(strata.max()) + 1, z.shape[1])
-    return zeros.index_add(0, strata, z) / strata.bincount()[:, None]
-
-
-def information_of(a: Features, b: Features, strata: int = 1) -> float:
+def information_of(a: Features, b: Features) -> float:
     """I(x_a; x_b) in nats as far as features show it: of normal scores as if they were jointly normal, or of their squares if more.
-
-    Arguments:
-        a, b: Of n pairs.
-        strata: How many means were taken off them.
 
     The first is −½ Σ log(1 − ρ²) over canonical correlations, the second ½ Σ ρ² over what squares add to the plain features,
     right for weak dependence.
@@ -113,11 +100,10 @@ def information_of(a: Features, b: Features, strata: int = 1) -> float:
     n, plain = len(a.plain), a.plain.shape[1] * b.plain.shape[1]
     if not plain:
         return 0.0
-    free = max(1, n - strata + 1)
     rho = torch.linalg.svdvals(a.plain.mT @ b.plain / n).clamp_max(1.0 - 1e-9)
-    linear = float(-0.5 * torch.log1p(-rho.square()).sum()) - 0.5 * plain / free
+    linear = float(-0.5 * torch.log1p(-rho.square()).sum()) - 0.5 * plain / n
     more = a.whole.shape[1] * b.whole.shape[1] - plain
-    bent = 0.5 * (float((a.whole.mT @ b.whole / n).square().sum() - rho.square().sum()) - more / free)
+    bent = 0.5 * (float((a.whole.mT @ b.whole / n).square().sum() - rho.square().sum()) - more / n)
     return max(0.0, linear, bent)
 
 
@@ -139,12 +125,7 @@ def detectable(dof: int, n: int, level: float) -> float:
 
 
 def independence(
-    a: Features,
-    b: Features,
-    permutations: int,
-    seed: int,
-    log_weights: Tensor | None = None,
-    strata: Strata | None = None,
+    a: Features, b: Features, permutations: int, seed: int, log_weights: Tensor | None = None
 ) -> tuple[float, int, float]:
     """The statistic, the degrees of freedom that it has about, and the exact p-value of random pairings.
 
@@ -153,7 +134,6 @@ def independence(
         permutations: The most that are drawn: the p-value is at least one over one more.
         seed: Of the pairings.
         log_weights: What is known to tie them: s of unit i with the b of unit j, shape (n, n).
-        strata: Of the units, which are paired anew within them.
 
     Example:
         >>> x = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
@@ -167,7 +147,7 @@ def independence(
     dof = Za.shape[1] * Zb.shape[1]
     if not dof:
         return 0.0, 0, 1.0
-    pairing = Pairing(n, seed, log_weights, None if strata is None else strata.labels)
+    pairing = Pairing(n, seed, log_weights)
 
     def crossed(orders: Tensor) -> Tensor:
         """Z_aᵀ Z_b of pairings (count, n), shape (count, dof)."""
@@ -182,11 +162,11 @@ def independence(
     def size(cross: Tensor) -> Tensor:
         return ((cross - centre) / scale).square().sum(-1)
 
-    statistic = float(size((Za.mT @ Zb).reshape(1, -1))) * (1.0 if strata is None else strata.shrink)
-    return statistic, dof, _sequential(statistic, lambda count: size(crossed(pairing.draw(count))), permutations)
+    statistic = float(size((Za.mT @ Zb).reshape(1, -1)))
+    return statistic, dof, sequential(statistic, lambda count: size(crossed(pairing.draw(count))), permutations)
 
 
-def _sequential(statistic: float, drawn: Callable[[int], Tensor], permutations: int) -> float:
+def sequential(statistic: float, drawn: Callable[[int], Tensor], permutations: int) -> float:
     """P(T ≥ statistic) of Besag and Clifford: until ``_STOP`` draws reach it, or all were drawn."""
     reached, done = 0, 0
     bar = statistic * (1.0 - 1e-12)  # a pairing that gives the same features ties with the one that came
@@ -201,17 +181,12 @@ def _sequential(statistic: float, drawn: Callable[[int], Tensor], permutations: 
 
 
 def learned_independence(
-    a: Features,
-    b: Features,
-    permutations: int,
-    seed: int,
-    log_weights: Tensor | None = None,
-    strata: Strata | None = None,
+    a: Features, b: Features, permutations: int, seed: int, log_weights: Tensor | None = None
 ) -> tuple[float, float]:
     """A critic's bound on I(x_a; x_b) in nats on pairs that it was not trained on, and the p-value of its mean there.
 
     Arguments:
-        a, b, permutations, seed, log_weights, strata: As for :func:`independence`; of parts that are tied, what is bound is the divergence
+        a, b, permutations, seed, log_weights: As for :func:`independence`; of parts that are tied, what is bound is the divergence
             of the pairs from those that are drawn with what ties them.
 
     Returns:
@@ -231,8 +206,7 @@ def learned_independence(
     weights = [w for part in (first, second, rest) for w in part.parameters()]
     optimiser = torch.optim.AdamW(weights, lr=_RATE, weight_decay=_DECAY)
     tied = [None if log_weights is None else log_weights[rows[:, None], rows] for rows in (train, held)]
-    alike = [None if strata is None else strata.labels[rows] for rows in (train, held)]
-    anew = Pairing(len(train), seed_of(seed, 3), tied[0], alike[0]).draw(_BATCH)
+    anew = Pairing(len(train), seed_of(seed, 3), tied[0]).draw(_BATCH)
     with torch.enable_grad():
         for step in range(_STEPS):
             u, v = first(x[train]), second(y[train])
@@ -247,9 +221,8 @@ def learned_independence(
     m = len(held)
     rows = torch.arange(m)
     own = float(every.diagonal().mean())
-    pairing = Pairing(m, seed, tied[1], alike[1])
-    free = tied[1] is None and alike[1] is None
-    others = every[~torch.eye(m, dtype=torch.bool)] if free else every[rows, pairing.draw(_BATCH)].flatten()
+    pairing = Pairing(m, seed, tied[1])
+    others = every[~torch.eye(m, dtype=torch.bool)] if tied[1] is None else every[rows, pairing.draw(_BATCH)].flatten()
     apart = float(torch.logsumexp(others, 0)) - math.log(len(others))
 
     def drawn(count: int) -> Tensor:
@@ -257,4 +230,4 @@ def learned_independence(
 
     shift = float(every.min())
     every = every - shift  # positive, so that ties are relative
-    return max(0.0, own - apart), _sequential(own - shift, drawn, permutations)
+    return max(0.0, own - apart), sequential(own - shift, drawn, permutations)

@@ -43,7 +43,7 @@ _GAMMAS = range(1, 8)
 _LEAST = 700  # samples: chunks of a hundred
 _NORMAL = 10  # samples of the smallest chunk for each column, from which a covariance is worth starting from
 _TAIL, _INDEX = 0.01, 4.0  # the share of samples that are a tail, and the index below which it is heavy
-_COPIES = 0.01  # of the rows: nearest neighbours are off by about a nat times the share of copies
+_COPIES = 0.01  # of the rows that are copies, and in the mean of other rows with the same value: nearest neighbours are off by about a nat times the share of copies
 _TIES = 1.0  # other rows with the same value, in the mean over rows: fewer move neighbours by less than the error
 _FEW = 0.1  # of the rows: whole numbers in fewer different rows are categories or counts
 _NEIGHBOURS = 3, 12  # of ksg, and those that must say the same
@@ -53,6 +53,8 @@ _SURROGATES = 4  # sets of normal samples, the mean of which may be wrong by
 _BIAS = 1.5  # standard errors; one of which alone tells where it is wrong by
 _PLAIN = 5.0  # of them
 _SHRUNK = 1e-6  # correlations of normal samples, that copies of a column have none of 1
+_LOW = 4  # columns of x and y in all, in which nearest neighbours are asked what a critic missed
+_BEYOND, _MUCH = 5.0, 0.05  # standard errors, and nats and a share of the estimate, by which they must find more
 _FOLLOW = 5.0  # standard errors of a lag-one correlation, and
 _LOSS = 0.1  # of the samples, which correlations in time are worth nothing
 
@@ -172,6 +174,8 @@ def mutual_information(
     told = extrapolate(rungs, limit)
     faults = _repeated(raw, method) or [*following, *([] if told.reliable else [told.reason])]
     error = told.error
+    if method != "ksg" and not faults and (passed := _passed_over(raw, told)):
+        faults.append(passed)
     if method == "ksg" and not faults:
         missed, bias = _missed(a, b, told, limit, seed)
         faults += [missed] if missed else []
@@ -225,6 +229,16 @@ def _missed(a: np.ndarray, b: np.ndarray, told: Extrapolation, limit: float, see
                 f"finds {np.mean(seen):.3g} in as many of them; take smile, or more samples, or fewer columns"
             ), bias
     return "", bias
+
+
+def _passed_over(raw: tuple[np.ndarray, np.ndarray], told: Extrapolation) -> str:
+    """What nearest neighbours find of few continuous columns that a critic did not; empty where they find no more, or cannot be asked."""
+    if sum(v.shape[1] for v in raw) > _LOW or max(_ties(c) for v in raw for c in v.T) > _COPIES:
+        return ""
+    near = ksg(_normal_scores(raw[0]), _normal_scores(raw[1]))
+    if near <= told.information + _BEYOND * told.error + _MUCH * (1.0 + abs(told.information)):
+        return ""
+    return f"the critic missed what nearest neighbours find, {near:.3g} nats: ask for more epochs, or take ksg"
 
 
 def _following(raw: tuple[np.ndarray, np.ndarray]) -> list[str]:

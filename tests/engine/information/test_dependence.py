@@ -411,6 +411,17 @@ def test_what_cannot_be_tested_is_refused(registry):
         dependence(Evidence(SPACE, KINDS, data(0, n=20)))
     with pytest.raises(EstimateError, match="between 0 and 1, got 5"):
         dependence(fit, pairs=simulate, level=5)
+    for wrong, said in (
+        ({"level": "a"}, "between 0 and 1, got 'a'"),
+        ({"seed": 1.5}, "seed must be a whole number of at least 0, got 1.5"),
+        ({"critic": "no"}, "critic is True or False, got 'no'"),
+        ({"names": 3}, "names are those of plugins, got 3"),
+        ({"names": ()}, "two plugins at least, got names=none"),
+    ):
+        with pytest.raises((EstimateError, ObservationError), match=said):
+            dependence(fit, pairs=simulate, **wrong)
+    with pytest.raises(EstimateError, match=r"is of an estimate or a sum, got 'x'; pass registry.estimate"):
+        dependence("x")
     with pytest.raises(EstimateError, match="dependence is True, simulated pairs"):
         registry.estimate(data(0), dependence=3)
 

@@ -147,6 +147,16 @@ def test_nearest_neighbours_in_few_dimensions_are_right_within_their_errors(d, r
     assert abs(np.mean(pulls)) < 4 / math.sqrt(8)
 
 
+def test_a_critic_that_misses_what_neighbours_find_is_flagged():
+    """y = (20 x + ε/5) mod 1 has log 5 = 1.61 nats, of which a smooth critic finds hundredths and calls them settled."""
+    u = torch.rand(3000, 2, generator=torch.Generator().manual_seed(5)).double()
+    found = mutual_information(u[:, 0], (20.0 * u[:, 0] + 0.2 * u[:, 1]) % 1.0, "smile")
+    assert found.information < 0.3
+    assert not found.reliable
+    assert re.search(r"the critic missed what nearest neighbours find, [01]\.\d+ nats", found.reason)
+    assert "missed" not in mutual_information(*normal(1500, np.random.default_rng(0)), "infonce", epochs=3).reason
+
+
 def test_rows_that_follow_one_another_are_no_independent_samples():
     """Two random walks know nothing of each other, and any estimator finds about a nat."""
     x, y = np.random.default_rng(0).standard_normal((2, 2000)).cumsum(1)
