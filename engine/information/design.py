@@ -28,7 +28,7 @@ import torch
 
 from engine.errors import EstimateError
 from engine.information.checks import called, real
-from engine.information.forecast import Forecast, Outlook, _outlook, doubted, forecast, forecast_table
+from engine.information.forecast import MANY, Forecast, Outlook, _outlook, doubted, forecast, forecast_table
 from engine.information.rounding import whole_numbers
 from engine.modality import Modality
 from engine.result import Estimate
@@ -269,6 +269,11 @@ def _limits(
             other = "its at_most" if least == most_of else f"at_most of '{most_of}', and as many of both are taken"
             raise EstimateError(f"at_least of '{least}' is more than {other}; correct one of them")
     high = np.minimum(most, low + max(0.0, rest) / price)
+    if float(high.max()) > MANY:
+        raise EstimateError(
+            f"a budget of {budget:g} buys {high.max():.3g} of '{groups[int(high.argmax())][0]}', beside which other kinds are lost in "
+            f"rounding; give at_most, up to {MANY:g}"
+        )
     if whole and float(np.floor(high + 1e-9).max()) < 1.0:
         raise EstimateError(
             f"a budget of {budget:g} buys no observation, of which the cheapest costs {price.min():g}; raise it, or at_most"

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Forecast", "Outlook", "forecast"]
 
+#: More observations of a kind than this leave nothing of the others but rounding.
+MANY = 1e12
+
 
 @dataclass(frozen=True, eq=False)
 class Outlook:
@@ -179,8 +182,10 @@ class Outlook:
                 raise EstimateError(
                     f"no kind of data '{name}' to take more of; there are {', '.join(self.units)}: correct the name, or give it as new"
                 )
-            if not 0.0 <= real(number) < math.inf:
-                raise EstimateError(f"the number of further observations of '{name}' must be >= 0, got {number!r:.60}")
+            if not 0.0 <= real(number) <= MANY:
+                raise EstimateError(
+                    f"the number of further observations of '{name}' must lie between 0 and {MANY:g}, got {number!r:.60}"
+                )
             total = total + float(number) * self.units[name]
         for name, (parts, each) in self.tied.items():
             numbers = {part: float(more.get(part, 0.0)) for part in parts}

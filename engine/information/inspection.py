@@ -12,6 +12,7 @@ import torch
 
 from engine.certificate.certificate import KAPPA
 from engine.evidence import Evidence
+from engine.information.checks import called
 from engine.information.dependence import Dependence
 from engine.information.dependence import dependence as dependence_of
 from engine.information.interactions import Interactions, interactions
@@ -158,6 +159,9 @@ def inspect(
         >>> list(found.pairs.pairs), found.dependence, found.trusted
         ([('a', 'b')], None, True)
     """
+    for what, given in (("independent", independent), ("dependence", dependence)):
+        if not isinstance(given, bool):
+            raise ValueError(f"{what} is True or False, got {called(given)}")
     settings: dict[str, Any] = {"only": only, "without": without, "observations": observations, "seed": seed}
     settings |= {"simulations": simulations, "progress": progress}
     settings["pairs"] = pairs

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModalityError, UnknownPluginError
-from engine.information.checks import refuse_wrong_plugins
+from engine.information.checks import called, refuse_wrong_plugins
 from engine.information.decomposition import Decomposition, taken_apart, unit_factor
 from engine.information.plugins import plugins_of
 from engine.information.scores import Pairs, Scores, scored
@@ -240,6 +240,8 @@ def interactions_of(
     """
     unit_factor(unit)  # refuses others before anything is simulated
     refuse_wrong_plugins(space, modalities)
+    if not isinstance(independent, bool):
+        raise ValueError(f"independent is True or False, got {called(independent)}")
     if pairs is not None and independent:
         raise ValueError("independent=True says that parts are simulated apart: leave pairs= out, or leave it out")
     parts = [n for n, m in modalities.items() if not m.parts]

@@ -43,7 +43,8 @@ _GAMMAS = range(1, 8)
 _LEAST = 700  # samples: chunks of a hundred
 _NORMAL = 10  # samples of the smallest chunk for each column, from which a covariance is worth starting from
 _TAIL, _INDEX = 0.01, 4.0  # the share of samples that are a tail, and the index below which it is heavy
-_COPIES = 0.01  # of the rows that are copies, and in the mean of other rows with the same value: nearest neighbours are off by about a nat times the share of copies
+#: Of the rows that are copies, by about which share of a nat nearest neighbours are off; and of other rows with the same value.
+_COPIES = 0.01
 _TIES = 1.0  # other rows with the same value, in the mean over rows: fewer move neighbours by less than the error
 _FEW = 0.1  # of the rows: whole numbers in fewer different rows are categories or counts
 _NEIGHBOURS = 3, 12  # of ksg, and those that must say the same

@@ -290,7 +290,7 @@ def test_three_fractions_that_add_up_to_one():
 def test_a_bad_request_for_a_forecast_is_refused():
     with pytest.raises(EstimateError, match="no kind of data 'c' to take more of; there are a, b"):
         forecast(two(), {"c": 1})
-    with pytest.raises(EstimateError, match="must be >= 0, got -1"):
+    with pytest.raises(EstimateError, match=r"must lie between 0 and 1e\+12, got -1"):
         forecast(two(), {"a": -1})
     with pytest.raises(EstimateError, match="has its kinds of data already"):
         forecast(two(), {"a": 1}, new={"c": Gaussian(parameter_names=("a",), sd=1.0)})
@@ -412,10 +412,15 @@ def fitted():
 @pytest.mark.parametrize(
     ("ask", "said"),
     [
-        (lambda: forecast(two(), {"a": "x"}), "further observations of 'a' must be >= 0, got 'x'"),
-        (lambda: forecast(two(), {"a": "3"}), "further observations of 'a' must be >= 0, got '3'"),
-        (lambda: forecast(two(), {"a": True}), "further observations of 'a' must be >= 0, got True"),
-        (lambda: forecast(two(), {"a": None}), "further observations of 'a' must be >= 0, got None"),
+        (lambda: forecast(two(), {"a": "x"}), "further observations of 'a' must lie between 0 and 1e\\+12, got 'x'"),
+        (lambda: forecast(two(), {"a": "3"}), "further observations of 'a' must lie between 0 and 1e\\+12, got '3'"),
+        (lambda: forecast(two(), {"a": True}), "further observations of 'a' must lie between 0 and 1e\\+12, got True"),
+        (lambda: forecast(two(), {"a": 10**30}), "must lie between 0 and 1e\\+12, got 1000000"),
+        (
+            lambda: design(two(), costs={"a": 1e-9, "b": 1.0}, budget=1e6),
+            "buys 1e\\+15 of 'a', beside which other kinds are lost",
+        ),
+        (lambda: forecast(two(), {"a": None}), "further observations of 'a' must lie between 0 and 1e\\+12, got None"),
         (lambda: forecast(two(), 3), "asked for as kind -> number, got 3"),
         (lambda: forecast(two(), {"a": 1}, seed="x"), "a seed is a whole number"),
         (lambda: forecast(None, {"a": 1}), "a forecast takes one Estimate or an Outlook, got None"),

@@ -99,6 +99,8 @@ def test_what_cannot_be_inspected_is_refused(registry, tmp_path):
         inspect(registry, without="b", dependence=True, **QUICK)
     with pytest.raises(UnknownPluginError, match="no plugin 'd'; there are a, b, c"):
         inspect(registry, only="d", **QUICK)
+    with pytest.raises(ValueError, match="independent is True or False, got 'no'"):
+        inspect(registry, independent="no", **QUICK)
     flat = Registry.create(tmp_path / "flat", [Parameter("mu")])
     flat.append("a", Gaussian(parameter_names=("mu",), sd=1.0))
     with pytest.raises(PosteriorError, match="'mu' with a flat one"):
