@@ -19,6 +19,7 @@ import math
 import numpy as np
 import scipy.stats
 import torch
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from engine.information.independence import sequential, whitened
@@ -26,6 +27,7 @@ from engine.information.independence import sequential, whitened
 __all__: list[str] = []  # what engine.information.dependence asks of two parts
 
 _SAME = 1e-4  # how far a rank correlation may be from 1 of a column in other units, or rounded
+_PROJECTIONS, _FAR = 8, 3.0  # how many, and what their length is at most of what it is on average
 _KEPT = 8  # directions of scores, the widest
 
 
@@ -39,16 +41,30 @@ def in_common(first: Tensor, second: Tensor) -> str:
         ('an entry that both carry', '')
     """
     a, b = first.numpy(), second.numpy()
-    whole = [x[:, ~np.isnan(x).any(0)] for x in (a, b)]
-    ranks = [scipy.stats.rankdata(x, axis=0) for x in whole]
-    scores = [r - r.mean(0) for r in ranks]
-    scores = [r[:, r.any(0)] for r in scores]
-    units = [r / np.linalg.norm(r, axis=0) for r in scores]
-    shared = int((np.abs(units[0].T @ units[1]) > 1.0 - _SAME).any(1).sum())
+    shared = _alike(*(_ranked(x[:, ~np.isnan(x).any(0)]) for x in (a, b)))
     words = [f"{shared} entries that both carry" if shared > 1 else "an entry that both carry"] if shared else []
     if all((np.isnan(x).any(0) & ~np.isnan(x).all(0)).any() for x in (a, b)):
         words.append("which entries are missing")
     return " and ".join(words)
+
+
+def _ranked(x: np.ndarray) -> np.ndarray:
+    """Ranks of the columns that vary, with mean 0 and length 1, one a row."""
+    ranks = scipy.stats.rankdata(x, axis=0).T
+    ranks = ranks - ranks.mean(1, keepdims=True)
+    ranks = ranks[ranks.any(1)]
+    return ranks / np.linalg.norm(ranks, axis=1, keepdims=True)
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> int:
+    """How many rows of a (D_a, n) are one of b (D_b, n), or its negative. Random projections find those that may be, of large pictures too."""
+    if not len(a) or not len(b):
+        return 0
+    to = np.random.default_rng(0).standard_normal((a.shape[1], _PROJECTIONS))
+    near = KDTree(np.vstack([b, -b]) @ to).query_ball_point(a @ to, _FAR * math.sqrt(2.0 * _SAME * _PROJECTIONS))
+    return sum(
+        any(abs(float(row @ b[k % len(b)])) > 1.0 - _SAME for k in some) for row, some in zip(a, near, strict=True)
+    )
 
 
 def score_independence(first: Tensor, second: Tensor, permutations: int, seed: int) -> tuple[float, int, float, float]:

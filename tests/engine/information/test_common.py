@@ -193,3 +193,11 @@ def test_parts_that_share_nothing_have_nothing_in_common():
         in_common(torch.cat([t, -t, x[1, :, 1:]], 1), torch.cat([t, x[0, :, 1:].nan_to_num()], 1))
         == "2 entries that both carry"
     )
+
+
+def test_an_entry_of_many_is_found():
+    """Of 2000 numbers a part one is the same, in other units and in single precision."""
+    x = torch.randn(2, 400, 2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert in_common(x[0], x[1]) == ""
+    x[1, :, 1234] = (3.0 - x[0, :, 567]).float().double()
+    assert in_common(x[0], x[1]) == "an entry that both carry"
