@@ -57,7 +57,7 @@ def _ranked(x: np.ndarray) -> np.ndarray:
 
 
 def _alike(a: np.ndarray, b: np.ndarray) -> int:
-    """How many rows of a (D_a, n) are one of b (D_b, n), or its negative. Random projections find those that may be, of large pictures too."""
+    """How many rows of a (D_a, n) are one of b (D_b, n), or its negative. Random projections find those that may be, among thousands."""
     if not len(a) or not len(b):
         return 0
     to = np.random.default_rng(0).standard_normal((a.shape[1], _PROJECTIONS))
