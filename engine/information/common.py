@@ -15,6 +15,7 @@ References:
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.stats
@@ -31,29 +32,51 @@ _PROJECTIONS, _FAR = 8, 3.0  # how many, and what their length is at most of wha
 _KEPT = 8  # directions of scores, the widest
 
 
-def in_common(first: Tensor, second: Tensor) -> str:
-    """What two parts' observations, (n, D_m) with NaN for what is missing, have in common that needs no dependence; in words, or empty.
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """What is compared of one part's observations.
+
+    Attributes:
+        ranks: Of the columns that vary and miss nothing, with mean 0 and length 1, shape (D, n).
+        gaps: Whether entries are missing in some units and not in others.
+
+    Example:
+        >>> found = Columns.of(torch.tensor([[1.0, 5.0, 0.0], [2.0, 5.0, torch.nan]]))
+        >>> found.ranks.round(4).tolist(), found.gaps
+        ([[-0.7071, 0.7071]], True)
+    """
+
+    ranks: np.ndarray
+    gaps: bool
+
+    @classmethod
+    def of(cls, observed: Tensor) -> Columns:
+        """From observations (n, D), NaN for what is missing."""
+        x = observed.numpy()
+        missing = np.isnan(x)
+        some = missing.any(0)
+        ranks = scipy.stats.rankdata(x[:, ~some], axis=0).T
+        ranks = ranks - ranks.mean(1, keepdims=True)
+        ranks = ranks[ranks.any(1)]
+        return cls(ranks / np.linalg.norm(ranks, axis=1, keepdims=True), bool((some & ~missing.all(0)).any()))
+
+
+def in_common(first: Columns, second: Columns) -> str:
+    """What two parts have in common that needs no dependence; in words, or empty.
 
     Example:
         >>> t, g = torch.arange(40.0)[:, None], torch.Generator().manual_seed(0)
         >>> y = torch.randn(2, 40, 1, generator=g)
-        >>> in_common(torch.cat([t, y[0]], 1), torch.cat([y[1], 24.0 * t], 1)), in_common(y[0], y[1])
-        ('an entry that both carry', '')
+        >>> in_common(Columns.of(torch.cat([t, y[0]], 1)), Columns.of(torch.cat([y[1], 24.0 * t], 1)))
+        'an entry that both carry'
+        >>> in_common(Columns.of(y[0]), Columns.of(y[1]))
+        ''
     """
-    a, b = first.numpy(), second.numpy()
-    shared = _alike(*(_ranked(x[:, ~np.isnan(x).any(0)]) for x in (a, b)))
+    shared = _alike(first.ranks, second.ranks)
     words = [f"{shared} entries that both carry" if shared > 1 else "an entry that both carry"] if shared else []
-    if all((np.isnan(x).any(0) & ~np.isnan(x).all(0)).any() for x in (a, b)):
+    if first.gaps and second.gaps:
         words.append("which entries are missing")
     return " and ".join(words)
-
-
-def _ranked(x: np.ndarray) -> np.ndarray:
-    """Ranks of the columns that vary, with mean 0 and length 1, one a row."""
-    ranks = scipy.stats.rankdata(x, axis=0).T
-    ranks = ranks - ranks.mean(1, keepdims=True)
-    ranks = ranks[ranks.any(1)]
-    return ranks / np.linalg.norm(ranks, axis=1, keepdims=True)
 
 
 def _alike(a: np.ndarray, b: np.ndarray) -> int:

@@ -30,7 +30,7 @@ from engine.errors import EstimateError, ModalityError, ObservationError
 from engine.evidence import Evidence
 from engine.holm import holm
 from engine.information.checks import called, real, whole
-from engine.information.common import in_common, score_independence
+from engine.information.common import Columns, in_common, score_independence
 from engine.information.independence import (
     MOST,
     Features,
@@ -68,7 +68,8 @@ class PairTest:
         units: How many pairs were looked at: all, or 3000 of more (1000 beside an interaction).
         statistic, dof: n times the squared correlations of their features, and how many there are; about χ² if independent. No degree
             of freedom: nothing of one of them varies, and nothing was tested.
-        p_value: That of random pairings; where a critic was asked too, twice the smaller of both.
+        p_value: That of random pairings, or of random signs where scores alone are compared; where a critic was asked too, twice the
+            smaller of both.
         adjusted: Corrected for all pairs tested (Holm).
         information: I(x_1; x_2 | θ) in nats a pair, as far as normal scores and their squares show it, or a critic's bound where that
             is more: right for normal pairs, too little for others. Beside interactions, what they leave.
@@ -234,8 +235,8 @@ class Dependence:
         Arguments:
             pair: Two plugins.
         """
-        if covering := sorted(n for n, parts in self.interactions.items() if set(pair) <= set(parts)):
-            return f"train '{covering[-1]}' better"
+        if covering := sorted((len(parts), n) for n, parts in self.interactions.items() if set(pair) <= set(parts)):
+            return f"train '{covering[-1][1]}' better"  # the largest counts alone
         tied = {pair[0]}
         for _ in self.interactions:
             tied |= {p for parts in self.interactions.values() if tied & set(parts) for p in parts}
@@ -401,49 +402,41 @@ def dependence(
         )
     scores = evidence.scores(at)
     permutations = max(_PERMUTATIONS, math.ceil(10 * len(tested) / level))
-    found, plain = {}, {}
+    found: dict[tuple[str, str], PairTest] = {}
+    columns: dict[tuple[str, int], Columns] = {}
+    plain: dict[tuple[str, int], Features] = {}
     for k, (a, b) in enumerate(tested):
         own = seed_of(seed, 4, k)
         kept, moved, beside = _ties(parts, a, b)
         rows = _rows(evidence, beside, lengths[a], seed)
-        common = in_common(*(_observed(evidence, name, rows) for name in (a, b)))
-        if common:
+        n = len(rows)
+        for name in {a, b} - {m for m, size in columns if size == n}:
+            columns[name, n] = Columns.of(_observed(evidence, name, rows))
+        if common := in_common(columns[a, n], columns[b, n]):
             u, v = (_own_scores(evidence, name, scores[name], rows) for name in (a, b))
             statistic, dof, p, information = score_independence(u, v, permutations, own)
             if beside:  # tied scores correlate, and pairing anew would mix what is common
                 statistic, dof, p, information = 0.0, 0, 1.0, 0.0
         else:
-            for name in {a, b} - {n for n, size in plain if size == len(rows)}:
-                plain[name, len(rows)] = _features(evidence, name, scores[name], rows)
-            one, other = plain[kept, len(rows)], plain[moved, len(rows)]
+            for name in {a, b} - {m for m, size in plain if size == n}:
+                plain[name, n] = _features(evidence, name, scores[name], rows)
+            one, other = plain[kept, n], plain[moved, n]
             weights = _log_weights(evidence, beside, moved, at, rows) if beside else None
             statistic, dof, p = independence(one, other, permutations, own, weights)
             information = information_of(one, other)
             if weights is not None:
-                information = max(0.0, statistic - dof) / (2.0 * len(rows))
+                information = max(0.0, statistic - dof) / (2.0 * n)
             if critic:
                 bound, learned = learned_independence(one, other, permutations, own, weights)
                 p, information = min(1.0, 2.0 * min(p, learned)), max(information, bound)
         if not dof and simulated and not common:
-            still = next(n for n in (kept, moved) if not plain[n, len(rows)].plain.shape[1])
+            still = next(m for m in (kept, moved) if not plain[m, n].plain.shape[1])
             raise ObservationError(
-                f"simulated pairs must vary at one θ, and {len(rows)} of '{still}' do not at θ = {at.tolist()}: draw its noise, or leave "
+                f"simulated pairs must vary at one θ, and {n} of '{still}' do not at θ = {at.tolist()}: draw its noise, or leave "
                 "it out with names="
             )
-        least = math.nan if not dof else detectable(dof, len(rows), level / len(tested))
-        found[a, b] = PairTest(
-            (a, b),
-            len(rows),
-            statistic,
-            dof,
-            p,
-            p,
-            information,
-            least,
-            beside,
-            common,
-            lengths[a],
-        )
+        least = math.nan if not dof else detectable(dof, n, level / len(tested))
+        found[a, b] = PairTest((a, b), n, statistic, dof, p, p, information, least, beside, common, lengths[a])
     adjusted = holm([t.p_value for t in found.values()]).tolist()
     found = {pair: replace(t, adjusted=q) for (pair, t), q in zip(found.items(), adjusted, strict=True)}
     known = sorted(n for n in evidence.names if lengths[n] >= _LEAST)

@@ -9,7 +9,7 @@ import torch
 from engine import Evidence, Modality, Parameter, ParameterSpace
 from engine.estimate import estimate
 from engine.information import dependence
-from engine.information.common import in_common, score_independence
+from engine.information.common import Columns, in_common, score_independence
 from modalities import Gaussian
 
 SPACE = ParameterSpace([Parameter("a"), Parameter("b")])
@@ -179,18 +179,22 @@ def test_the_p_value_is_that_of_all_signs():
     assert p == pytest.approx(exact, abs=4.0 * exact / 5.0)  # it stops at 25 signs that reach it
 
 
-def test_parts_that_share_nothing_have_nothing_in_common():
+def shared(first, second):
+    return in_common(Columns.of(first), Columns.of(second))
+
+
+def test_parts_that_share_nothing_have_nothing_shared():
     x = torch.randn(2, 50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert in_common(x[0], x[1]) == ""
+    assert shared(x[0], x[1]) == ""
     x[0, 0] = torch.nan  # one part alone has gaps
-    assert in_common(x[0], x[1]) == ""
+    assert shared(x[0], x[1]) == ""
     x[1, 3, 0] = torch.nan
-    assert in_common(x[0], x[1]) == "which entries are missing"
+    assert shared(x[0], x[1]) == "which entries are missing"
     still = torch.ones(50, 2, dtype=torch.float64)
-    assert in_common(still, still) == ""
+    assert shared(still, still) == ""
     t = torch.arange(50.0, dtype=torch.float64)[:, None]
     assert (
-        in_common(torch.cat([t, -t, x[1, :, 1:]], 1), torch.cat([t, x[0, :, 1:].nan_to_num()], 1))
+        shared(torch.cat([t, -t, x[1, :, 1:]], 1), torch.cat([t, x[0, :, 1:].nan_to_num()], 1))
         == "2 entries that both carry"
     )
 
@@ -198,6 +202,6 @@ def test_parts_that_share_nothing_have_nothing_in_common():
 def test_an_entry_of_many_is_found():
     """Of 2000 numbers a part one is the same, in other units and in single precision."""
     x = torch.randn(2, 400, 2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert in_common(x[0], x[1]) == ""
+    assert shared(x[0], x[1]) == ""
     x[1, :, 1234] = (3.0 - x[0, :, 567]).float().double()
-    assert in_common(x[0], x[1]) == "an entry that both carry"
+    assert shared(x[0], x[1]) == "an entry that both carry"
