@@ -53,7 +53,7 @@ def partners(
     here = set(names)
     found = {n: tuple(p) for n, p in parts.items() if p and set(p) <= here}
     found = {n: p for n, p in found.items() if not any(set(p) < set(q) for q in found.values())}
-    if ring := _ring(found):
+    if ring := in_ring(found):
         over = sorted({p for n in ring for p in found[n]})
         other = "" if appended else f", or leave one out with without='{ring[-1]}'"
         raise RegistryError(
@@ -63,7 +63,7 @@ def partners(
     return found
 
 
-def _ring(found: Mapping[str, Sequence[str]]) -> list[str]:
+def in_ring(found: Mapping[str, Sequence[str]]) -> list[str]:
     """The interactions of the first component that is no tree, where an edge joins each to each of its parts; sorted, or none."""
     component = {part: {part} for parts in found.values() for part in parts}
     for name in sorted(found):
@@ -74,6 +74,22 @@ def _ring(found: Mapping[str, Sequence[str]]) -> list[str]:
         for part in whole:
             component[part] = whole
     return []
+
+
+def connected(groups: Iterable[Iterable[str]]) -> list[set[str]]:
+    """Sets that overlap, joined, in the order in which their first ones come.
+
+    Example:
+        >>> [sorted(one) for one in connected([("a", "b"), ("c", "d"), ("b", "e")])]
+        [['a', 'b', 'e'], ['c', 'd']]
+    """
+    out: list[set[str]] = []
+    for group in groups:
+        meeting = [one for one in out if one & set(group)]
+        whole = set(group).union(*meeting)
+        first = out.index(meeting[0]) if meeting else len(out)
+        out = [*out[:first], whole, *(one for one in out[first:] if one not in meeting)]
+    return out
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -2,13 +2,14 @@ r"""Parts that carry something in common that need not be dependence: covariates
 
 Two parts that carry the same time stamps are independent given θ *and the stamps*, which is all that a sum of
 :math:`\log p(x_m \mid t, \theta)` needs; so are two parts whose entries are missing in the same units. Pairing their units anew
-would call both dependence. What still holds is that the mean of each score is 0 whatever the covariate, so that for independent
-parts :math:`E\, u_a u_b^\top = E_t\, E[u_a \mid t]\, E[u_b \mid t]^\top = 0`; and where a measurement is counted twice, which looks
-the same in the data, its two scores correlate. So the scores alone are compared, by signs that are drawn anew for each unit's
-products: they are as likely as those that came where products are symmetric about 0, and nearly so for many units.
+would call both dependence. What still holds is that the mean of each score is 0 whatever the covariate, so that for
+independent parts :math:`E\, u_a u_b^\top = E_t\, E[u_a \mid t]\, E[u_b \mid t]^\top = 0`. A measurement that is counted twice looks the
+same in the data; where its two scores correlate, it changes the error of θ̂ and is found. So the scores alone are compared: the mean of
+their products in units of its own scatter, against what it is when they are paired anew, which is exact for independent scores and right
+for many units where they are uncorrelated alone, because the scatter is that of the products themselves.
 
 References:
-    | Wu, Ann. Stat. 14 (1986) 1261; Davidson and Flachaire, J. Econometrics 146 (2008) 162, the wild bootstrap and its signs
+    | DiCiccio and Romano, J. Am. Stat. Assoc. 112 (2017) 1211, permutation tests of studentised correlations
     | Rubin, Biometrika 63 (1976) 581, when which entries are missing may be ignored
 """
 
@@ -24,10 +25,12 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from engine.information.independence import sequential, whitened
+from engine.information.pairing import Pairing
 
 __all__: list[str] = []  # what engine.information.dependence asks of two parts
 
 _SAME = 1e-4  # how far a rank correlation may be from 1 of a column in other units, or rounded
+_CHANCE, _MOST = 2.0, 10**6  # errors of a correlation of gaps by chance; pairs of entries, of which each is looked at
 _PROJECTIONS, _FAR = 8, 3.0  # how many, and what their length is at most of what it is on average
 _KEPT = 8  # directions of scores, the widest
 
@@ -38,27 +41,31 @@ class Columns:
 
     Attributes:
         ranks: Of the columns that vary and miss nothing, with mean 0 and length 1, shape (D, n).
-        gaps: Whether entries are missing in some units and not in others.
+        gaps: Which entries are missing, of those that are so in some units and not in others, alike, shape (G, n).
 
     Example:
         >>> found = Columns.of(torch.tensor([[1.0, 5.0, 0.0], [2.0, 5.0, torch.nan]]))
-        >>> found.ranks.round(4).tolist(), found.gaps
-        ([[-0.7071, 0.7071]], True)
+        >>> found.ranks.round(4).tolist(), found.gaps.round(4).tolist()
+        ([[-0.7071, 0.7071]], [[-0.7071, 0.7071]])
     """
 
     ranks: np.ndarray
-    gaps: bool
+    gaps: np.ndarray
 
     @classmethod
     def of(cls, observed: Tensor) -> Columns:
         """From observations (n, D), NaN for what is missing."""
         x = observed.numpy()
         missing = np.isnan(x)
-        some = missing.any(0)
-        ranks = scipy.stats.rankdata(x[:, ~some], axis=0).T
-        ranks = ranks - ranks.mean(1, keepdims=True)
-        ranks = ranks[ranks.any(1)]
-        return cls(ranks / np.linalg.norm(ranks, axis=1, keepdims=True), bool((some & ~missing.all(0)).any()))
+        whole = scipy.stats.rankdata(x[:, ~missing.any(0)], axis=0).T
+        return cls(_unit(whole), _unit(np.unique(missing.T.astype(np.float64), axis=0)))
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    """Rows that vary, with mean 0 and length 1."""
+    rows = rows - rows.mean(1, keepdims=True)
+    rows = rows[rows.any(1)]
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def in_common(first: Columns, second: Columns) -> str:
@@ -74,9 +81,17 @@ def in_common(first: Columns, second: Columns) -> str:
     """
     shared = _alike(first.ranks, second.ranks)
     words = [f"{shared} entries that both carry" if shared > 1 else "an entry that both carry"] if shared else []
-    if first.gaps and second.gaps:
+    if len(first.gaps) and len(second.gaps) and _together(first.gaps, second.gaps):
         words.append("which entries are missing")
     return " and ".join(words)
+
+
+def _together(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether gaps (G, n) of two parts are more often in the same units, or in others, than by chance."""
+    n, pairs = a.shape[1], len(a) * len(b)
+    if pairs > _MOST:  # of very many entries, how many are missing of a unit
+        a, b, pairs = _unit(a.sum(0, keepdims=True)), _unit(b.sum(0, keepdims=True)), 1
+    return bool((np.abs(a @ b.T) > min(1.0 - _SAME, (_CHANCE + math.sqrt(2.0 * math.log(pairs))) / math.sqrt(n))).any())
 
 
 def _alike(a: np.ndarray, b: np.ndarray) -> int:
@@ -91,12 +106,12 @@ def _alike(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def score_independence(first: Tensor, second: Tensor, permutations: int, seed: int) -> tuple[float, int, float, float]:
-    """Whether scores correlate: the statistic, its degrees of freedom, the p-value of signs drawn anew, and nats a pair.
+    """Whether scores correlate: the statistic, its degrees of freedom, the p-value of random pairings, and nats a pair.
 
     Arguments:
         first, second: Scores (n, P_m) of two parts.
-        permutations: The most signs that are drawn for every unit.
-        seed: Of the signs.
+        permutations: The most pairings that are drawn.
+        seed: Of the pairings.
 
     Returns:
         n Σ m² / v over the products of scores, with mean m and mean square v, about χ² of as many degrees of freedom; the p-value; and
@@ -109,22 +124,25 @@ def score_independence(first: Tensor, second: Tensor, permutations: int, seed: i
         >>> dof, apart > 0.1, alike, abs(nats - 0.3466) < 0.1  # ½ ln 2
         (1, True, 0.001, True)
     """
-    a, b = (whitened(u.to(torch.float64), _KEPT) for u in (first, second))
+    a, b = (whitened(_standard(u.to(torch.float64)), _KEPT) for u in (first, second))
     n, dof = len(a), a.shape[1] * b.shape[1]
     if not dof:
         return 0.0, 0, 1.0, 0.0
-    products = (a[:, :, None] * b[:, None, :]).reshape(n, dof)
-    units = products / products.square().mean(0).sqrt().clamp_min(1e-300)
-    generator = np.random.default_rng(seed)
+    pairing = Pairing(n, seed)
 
-    def size(sums: Tensor) -> Tensor:
-        return sums.square().sum(-1) / n
+    def size(orders: Tensor) -> Tensor:
+        again = b[orders.mT].reshape(n, -1)  # (n, count · d_b): one product for all
+        total, square = a.mT @ again, a.square().mT @ again.square()
+        return (total.square() / square.clamp_min(1e-300)).reshape(a.shape[1], len(orders), -1).sum((0, 2))
 
-    def drawn(count: int) -> Tensor:
-        signs = torch.from_numpy(2.0 * generator.integers(0, 2, (count, n)) - 1.0)
-        return size(signs @ units)
-
-    statistic = float(size(units.sum(0)))
+    statistic = float(size(torch.arange(n)[None]))
     rho = float(torch.linalg.svdvals(a.mT @ b / n)[0].clamp_max(1.0 - 1e-9))
     information = max(0.0, -0.5 * math.log1p(-(rho**2)) - 0.5 * dof / n)
-    return statistic, dof, sequential(statistic, drawn, permutations), information
+    return statistic, dof, sequential(statistic, lambda count: size(pairing.draw(count)), permutations), information
+
+
+def _standard(u: Tensor) -> Tensor:
+    """Columns (n, P) that vary, with mean 0 and variance 1, whatever their unit."""
+    u = u - u.mean(0)
+    size = u.square().mean(0).sqrt()
+    return u[:, size > 0.0] / size[size > 0.0]

@@ -167,8 +167,8 @@ class _Nets:
         told = width // 4 + 1
         for d, out in ((x.shape[-1], 2 * self.dy if likelihood else told), (self.dy, told)):
             for a, b in ((d, width), (width, width), (width, out)):
-                w = torch.randn(len(x), a, b, generator=generator) / math.sqrt(a)
-                self.weights += [w.requires_grad_(), torch.zeros(len(x), 1, b).requires_grad_()]
+                w = torch.randn(len(x), a, b, generator=generator, dtype=torch.float32) / math.sqrt(a)
+                self.weights += [w.requires_grad_(), torch.zeros(len(x), 1, b, dtype=torch.float32).requires_grad_()]
         if not likelihood:
             with torch.no_grad():  # f = 0 and b = 0 at first, g is not, so that there is a slope
                 self.weights[4].zero_()

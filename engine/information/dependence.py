@@ -39,6 +39,7 @@ from engine.information.independence import (
     information_of,
     learned_independence,
 )
+from engine.joining import connected, in_ring
 from engine.learning.simulator import asked, generator_of, seed_of
 from engine.result import Estimate, Status
 
@@ -68,8 +69,7 @@ class PairTest:
         units: How many pairs were looked at: all, or 3000 of more (1000 beside an interaction).
         statistic, dof: n times the squared correlations of their features, and how many there are; about χ² if independent. No degree
             of freedom: nothing of one of them varies, and nothing was tested.
-        p_value: That of random pairings, or of random signs where scores alone are compared; where a critic was asked too, twice the
-            smaller of both.
+        p_value: That of random pairings; where a critic was asked too, twice the smaller of both.
         adjusted: Corrected for all pairs tested (Holm).
         information: I(x_1; x_2 | θ) in nats a pair, as far as normal scores and their squares show it, or a critic's bound where that
             is more: right for normal pairs, too little for others. Beside interactions, what they leave.
@@ -111,7 +111,8 @@ class PairTest:
                 return f"{said}: cannot be tested, as what {beside} leaves beside {self.common} does not show in their scores"
             return f"{said}: cannot be tested, as nothing of one of them varies in {self.units} pairs"
         if self.adjusted > _LARGE:
-            about = f"; {self.detectable:.2g} nats a pair or more would show 4 times in 5"
+            of = " of correlated scores" if self.common else ""
+            about = f"; {self.detectable:.2g} nats a pair or more{of} would show 4 times in 5"
         elif self.information < _LITTLE:
             about = ", of how many nats a pair does not show"
         else:
@@ -222,27 +223,29 @@ class Dependence:
             if self.units < _FEW:
                 words += f" (from {self.units} pairs alone: take them as rough, or give simulated pairs)"
             words += self._contradicted(fit)
-        advice = dict.fromkeys(self.remedy(pair) for pair in self.flagged[:3])
-        words += f"; {', '.join(advice)}, or put them in one plugin"
+        words += f"; {', '.join(self.remedies[:3])}, or put them in one plugin"
         usable = fit.status in (Status.CONVERGED, Status.AT_BOUND)
         status = Status.DEPENDENT if usable else fit.status
         reason = f"{words}; {fit.reason}" if usable else f"{fit.reason}; {words}"
         return replace(fit, dependence=self, status=status, reason=reason)
 
-    def remedy(self, pair: tuple[str, str]) -> str:
-        """What repairs the sum where a pair depends: an interaction of them, a better one, or one over all that ties them already.
-
-        Arguments:
-            pair: Two plugins.
-        """
-        if covering := sorted((len(parts), n) for n, parts in self.interactions.items() if set(pair) <= set(parts)):
-            return f"train '{covering[-1][1]}' better"  # the largest counts alone
-        tied = {pair[0]}
-        for _ in self.interactions:
-            tied |= {p for parts in self.interactions.values() if tied & set(parts) for p in parts}
-        if pair[1] in tied:
-            return f"append one interaction over all of {', '.join(sorted(tied))}"
-        return f"append an interaction of {' and '.join(map(repr, pair))}"
+    @property
+    def remedies(self) -> tuple[str, ...]:
+        """What repairs the sum: interactions of the pairs that depend, better ones, or one over all where those of pairs form a ring."""
+        out: list[str] = []
+        new: list[tuple[str, str]] = []
+        for pair in self.flagged:
+            if covering := sorted((len(parts), n) for n, parts in self.interactions.items() if set(pair) <= set(parts)):
+                out.append(f"train '{covering[-1][1]}' better")  # the largest counts alone
+            else:
+                new.append(pair)
+        for group in connected([*self.interactions.values(), *new]):
+            own = {repr(p): p for p in new if set(p) <= group}
+            if own and in_ring({**{n: p for n, p in self.interactions.items() if set(p) <= group}, **own}):
+                out.append(f"append one interaction over all of {', '.join(sorted(group))}")
+            else:
+                out += [f"append an interaction of {' and '.join(map(repr, p))}" for p in own.values()]
+        return tuple(dict.fromkeys(out))
 
     def _contradicted(self, fit: Estimate) -> str:
         """Which simulated parts have another variance of scores than the curvature of the data says; empty where none has.
@@ -327,9 +330,10 @@ def dependence(
     What is compared is the scores at θ and the observations themselves. No test finds every dependence: this one finds what
     shows in the plugins' scores, in monotone relations, and in the sizes of residuals; ``critic=True`` also looks for the rest.
 
-    Where an entry is the same in both observations of every unit (in any units of measure), such as a time, or where both miss entries, the
-    scores alone are compared: those of parts that take it for given are uncorrelated, those of a measurement that is counted twice are not.
-    What does not show in scores at θ is not seen then.
+    Where an entry is the same in both observations of every unit (in any units of measure), such as a time, or where both miss entries
+    in the same units, the scores alone are compared: those of parts that take it for given are uncorrelated. A measurement that is
+    counted twice is found where its two scores correlate, which is where it changes the errors. Nothing else is seen then, and no critic is
+    asked. Covariates that are functions of each other, but for their units, are not taken for the same: leave one out of the observations.
 
     Arguments:
         source: An estimate, or a sum. Observation i of every plugin belongs to one unit; plugins with other numbers of
@@ -415,6 +419,7 @@ def dependence(
         if common := in_common(columns[a, n], columns[b, n]):
             u, v = (_own_scores(evidence, name, scores[name], rows) for name in (a, b))
             statistic, dof, p, information = score_independence(u, v, permutations, own)
+            common += " (no critic was asked)" if critic else ""
             if beside:  # tied scores correlate, and pairing anew would mix what is common
                 statistic, dof, p, information = 0.0, 0, 1.0, 0.0
         else:

@@ -201,8 +201,8 @@ def learned_independence(
     scale = 1.0 / math.sqrt(2.0)
     x, y = (scale * part.plain.float() for part in (a, b))
     with seeded(seed, 2):
-        first, second = nn.Linear(x.shape[1], _HIDDEN), nn.Linear(y.shape[1], _HIDDEN)
-        rest = nn.Sequential(nn.SiLU(), nn.Linear(_HIDDEN, _HIDDEN), nn.SiLU(), nn.Linear(_HIDDEN, 1))
+        first, second = nn.Linear(x.shape[1], _HIDDEN, dtype=x.dtype), nn.Linear(y.shape[1], _HIDDEN, dtype=x.dtype)
+        rest = nn.Sequential(nn.SiLU(), nn.Linear(_HIDDEN, _HIDDEN), nn.SiLU(), nn.Linear(_HIDDEN, 1)).to(x.dtype)
     weights = [w for part in (first, second, rest) for w in part.parameters()]
     optimiser = torch.optim.AdamW(weights, lr=_RATE, weight_decay=_DECAY)
     tied = [None if log_weights is None else log_weights[rows[:, None], rows] for rows in (train, held)]

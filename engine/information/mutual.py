@@ -50,12 +50,15 @@ _FEW = 0.1  # of the rows: whole numbers in fewer different rows are categories 
 _NEIGHBOURS = 3, 12  # of ksg, and those that must say the same
 _AGREE = 2.5  # standard errors, and
 _SLACK = 0.03  # of the larger, by which they may differ
+_FARTHER = (
+    0.5  # of the difference between them that is taken for an error, as at edges, of which normal samples have none
+)
 _SURROGATES = 4  # sets of normal samples, the mean of which may be wrong by
 _BIAS = 1.5  # standard errors; one of which alone tells where it is wrong by
 _PLAIN = 5.0  # of them
 _SHRUNK = 1e-6  # correlations of normal samples, that copies of a column have none of 1
 _LOW = 4  # columns of x and y in all, in which nearest neighbours are asked what a critic missed
-_BEYOND, _MUCH = 5.0, 0.05  # standard errors, and nats and a share of the estimate, by which they must find more
+_BEYOND, _MUCH = 3.0, 0.03  # standard errors, and nats and a share of the estimate, by which they must find more
 _FOLLOW = 5.0  # standard errors of a lag-one correlation, and
 _LOSS = 0.1  # of the samples, which correlations in time are worth nothing
 
@@ -229,7 +232,7 @@ def _missed(a: np.ndarray, b: np.ndarray, told: Extrapolation, limit: float, see
                 f"nearest neighbours miss more than their error: normal samples with these correlations hold {right:.3g} nats, and ksg "
                 f"finds {np.mean(seen):.3g} in as many of them; take smile, or more samples, or fewer columns"
             ), bias
-    return "", bias
+    return "", math.hypot(bias, _FARTHER * apart)
 
 
 def _passed_over(raw: tuple[np.ndarray, np.ndarray], told: Extrapolation) -> str:

@@ -347,7 +347,7 @@ def claims(own: Tensor, at: Tensor, log_weights: Tensor) -> tuple[float, list[st
         )
     enough = float((-(2.0 * q).logsumexp(-1)).exp().median())  # the points that a posterior rests on
     if enough < _FEW and not all_points(log_weights):
-        faults.append(f"saturated: posteriors rest on {enough:.2g} of {len(log_weights)} points; ask for more points")
+        faults = [f"saturated: posteriors rest on {enough:.2g} of {len(log_weights)} points; ask for more points"]
     return float(said.mean()), faults
 
 

@@ -1,5 +1,6 @@
 """Parts that share a covariate, or the units in which entries are missing, are independent given θ; what both count is not."""
 
+import itertools
 import math
 
 import numpy as np
@@ -166,17 +167,68 @@ def test_what_an_interaction_leaves_beside_a_covariate_cannot_be_tested():
     )
 
 
-def test_the_p_value_is_that_of_all_signs():
-    x = torch.randn(9, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    u, v = x[:, :1], x[:, :1] + 0.8 * x[:, 1:]
+def test_the_p_value_is_that_of_all_pairings():
+    x = torch.randn(7, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    u, v = x[:, :1], 1e-6 * (x[:, :1] + 0.4 * x[:, 1:])
     statistic, dof, p, _ = score_independence(u, v, 40_000, seed=0)
-    products = ((u - u.mean()) * (v - v.mean()))[:, 0]
-    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 9)
-    every = (signs @ products).square() / products.square().sum()
+    a, b = ((z - z.mean())[:, 0] for z in (u, v))
+    orders = torch.tensor(list(itertools.permutations(range(7))))
+    products = a * b[orders]
+    every = products.sum(1) ** 2 / products.square().sum(1)
     exact = float((every >= statistic * (1 - 1e-12)).double().mean())
     assert dof == 1
-    assert statistic == pytest.approx(float(products.sum() ** 2 / products.square().sum()))
-    assert p == pytest.approx(exact, abs=4.0 * exact / 5.0)  # it stops at 25 signs that reach it
+    assert statistic == pytest.approx(float(every[0]))
+    assert 0.001 < exact < 0.3
+    assert p == pytest.approx(exact, abs=4.0 * exact / 5.0)  # it stops at 25 pairings that reach it
+
+
+@pytest.mark.parametrize(("n", "rate"), [(1000, 0.02), (100, 0.1), (300, 0.1)])
+def test_rare_counts_of_a_common_exposure_are_no_dependence(n, rate):
+    """Nearly no unit has counts in both: their products have one sign, of which random signs make nothing."""
+    flagged = []
+    for seed in range(150):
+        g = torch.Generator().manual_seed(seed)
+        exposure = torch.rand(n, 1, generator=g, dtype=torch.float64) + 0.5
+        u, v = (torch.poisson(rate * exposure, generator=g) - rate * exposure for _ in range(2))
+        flagged.append(score_independence(u, v, 999, seed)[2] <= 0.05)
+    assert np.mean(flagged) < 0.13  # of 150 at the level 0.05, but for some in 100,000
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-4])
+def test_units_of_parameters_do_not_matter(unit):
+    """Of two scores a part the second ones correlate by 0.8, and the first may be any times as large."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 4, generator=g, dtype=torch.float64)
+    u = torch.stack([x[:, 0] / unit, x[:, 1]], 1)
+    v = torch.stack([x[:, 2] / unit, 0.8 * x[:, 1] + 0.6 * x[:, 3]], 1)
+    _, dof, p, nats = score_independence(u, v, 999, seed=0)
+    assert (dof, p) == (4, 0.001)
+    assert nats == pytest.approx(0.51, abs=0.12)
+
+
+def test_a_few_gaps_in_other_units_leave_the_whole_test():
+    """Widths that share a scale, which no score of the mean shows."""
+    g = torch.Generator().manual_seed(0)
+    space = ParameterSpace([Parameter("mu")])
+    kinds = {
+        m: Gaussian(lambda theta: theta[..., [0, 0]], parameter_names=("mu",), sd=1.0, event_shape=(2,), missing=True)
+        for m in "pq"
+    }
+    x = torch.randn(2, 1000, 2, generator=g, dtype=torch.float64) * torch.exp(
+        0.7 * torch.randn(1000, 1, generator=g, dtype=torch.float64)
+    )
+    x[0, 3, 0] = x[1, 77, 1] = torch.nan
+    found = dependence(Evidence(space, kinds, {"p": x[0], "q": x[1]}), torch.zeros(1))
+    assert found.dependent
+    assert found.pairs["p", "q"].common == ""
+
+
+def test_that_no_critic_was_asked_is_said():
+    first, second = lines("normal", 100, 0)
+    kinds = {"p": KINDS["normal"], "q": KINDS["normal"]}
+    found = dependence(Evidence(SPACE, kinds, {"p": first, "q": second}), TRUTH, critic=True)
+    assert "as of an entry that both carry (no critic was asked); " in str(found)
+    assert "nats a pair or more of correlated scores would show" in str(found)
 
 
 def shared(first, second):
@@ -189,6 +241,8 @@ def test_parts_that_share_nothing_have_nothing_shared():
     x[0, 0] = torch.nan  # one part alone has gaps
     assert shared(x[0], x[1]) == ""
     x[1, 3, 0] = torch.nan
+    assert shared(x[0], x[1]) == ""  # and other units than the other
+    x[:, 5:9] = torch.nan
     assert shared(x[0], x[1]) == "which entries are missing"
     still = torch.ones(50, 2, dtype=torch.float64)
     assert shared(still, still) == ""

@@ -460,14 +460,43 @@ def test_simulated_pairs_without_noise_are_refused():
         ({}, "append an interaction of 'a' and 'b'"),
         ({"cd": ("c", "d")}, "append an interaction of 'a' and 'b'"),
         ({"ab": ("a", "b")}, "train 'ab' better"),
+        ({"abc": ("a", "b", "c"), "zb": ("a", "b")}, "train 'abc' better"),
         ({"ac": ("a", "c"), "bc": ("b", "c")}, "append one interaction over all of a, b, c"),
         ({"cb": ("c", "b"), "cd": ("c", "d"), "ad": ("a", "d")}, "append one interaction over all of a, b, c, d"),
     ],
 )
 def test_the_remedy_knows_which_interactions_are_there(interactions, said):
     found = dataclasses.replace(found_by_simulation(), interactions=interactions)
-    assert found.remedy(("a", "b")) == said
+    assert found.remedies == (said,)
     assert said in found.applied(estimate(Evidence(SPACE, KINDS, data(0)))).reason
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        (["ab", "ac", "bc"], ("append one interaction over all of a, b, c",)),
+        (["ab", "bc"], ("append an interaction of 'a' and 'b'", "append an interaction of 'b' and 'c'")),
+        (
+            ["ab", "ac", "bc", "de"],
+            ("append one interaction over all of a, b, c", "append an interaction of 'd' and 'e'"),
+        ),
+    ],
+)
+def test_remedies_of_several_pairs_can_be_followed(pairs, said):
+    """One disturbance of three parts takes one interaction: a third one of two would close a ring, which no registry appends."""
+    one = found_by_simulation().pairs["a", "b"]
+    tests = {tuple(p): dataclasses.replace(one, plugins=tuple(p)) for p in pairs}
+    assert dataclasses.replace(found_by_simulation(), pairs=tests).remedies == said
+
+
+def test_a_critic_needs_no_default_dtype():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = dependence(Evidence(SPACE, KINDS, data(1, n=60)), torch.zeros(1), critic=True)
+    finally:
+        torch.set_default_dtype(before)
+    assert found.pairs == dependence(Evidence(SPACE, KINDS, data(1, n=60)), torch.zeros(1), critic=True).pairs
 
 
 def test_that_some_of_many_pairs_were_looked_at_is_said():
