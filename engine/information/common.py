@@ -114,8 +114,9 @@ def score_independence(first: Tensor, second: Tensor, permutations: int, seed: i
         seed: Of the pairings.
 
     Returns:
-        n Σ m² / v over the products of scores, with mean m and mean square v, about χ² of as many degrees of freedom; the p-value; and
-        −½ log(1 − ρ²) of the largest canonical correlation less its bias, no more than there is of normal scores.
+        n mᵀ V⁻¹ m of the products of scores, with mean m and second moments V (with a ridge of dof / n), about χ² of as many degrees of
+        freedom; the p-value; and −½ log(1 − ρ²) of the largest canonical correlation less its bias, no more than there is of normal
+        scores.
 
     Example:
         >>> u = torch.randn(400, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -130,10 +131,14 @@ def score_independence(first: Tensor, second: Tensor, permutations: int, seed: i
         return 0.0, 0, 1.0, 0.0
     pairing = Pairing(n, seed)
 
+    eye, ridge = torch.eye(dof, dtype=a.dtype), dof / n
+
     def size(orders: Tensor) -> Tensor:
-        again = b[orders.mT].reshape(n, -1)  # (n, count · d_b): one product for all
-        total, square = a.mT @ again, a.square().mT @ again.square()
-        return (total.square() / square.clamp_min(1e-300)).reshape(a.shape[1], len(orders), -1).sum((0, 2))
+        products = (a[None, :, :, None] * b[orders][:, :, None, :]).reshape(len(orders), n, dof)
+        width = products.square().sum(1).sqrt().clamp_min(1e-300)
+        products = products / width[:, None]
+        mean = products.sum(1)[:, :, None]
+        return (1.0 + ridge) * (mean * torch.linalg.solve(products.mT @ products + ridge * eye, mean)).sum((1, 2))
 
     statistic = float(size(torch.arange(n)[None]))
     rho = float(torch.linalg.svdvals(a.mT @ b / n)[0].clamp_max(1.0 - 1e-9))
