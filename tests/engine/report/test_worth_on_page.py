@@ -1,5 +1,6 @@
 """What plugins are worth, on the report's page: the numbers of the inspection, and bad news where there is some."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -191,6 +192,16 @@ def test_a_pair_that_an_interaction_carries_is_good_news(paired):
     assert shown["interactions/0/unique2"] == "0.000"
     assert shown["interactions/0/conditional_information"] == "0.000"
     assert ">unknown<" not in text
+
+
+def test_that_scores_alone_were_compared_is_told(paired):
+    given = _given()
+    tests = {
+        pair: dataclasses.replace(t, beside=(), common="an entry that both carry")
+        for pair, t in given.dependence.pairs.items()
+    }
+    text = _page(paired, dataclasses.replace(given, dependence=dataclasses.replace(given.dependence, pairs=tests)))
+    assert '<td class="left">scores alone, as of an entry that both carry</td>' in _section(text)
 
 
 def test_what_is_not_reliable_has_its_reason_and_certificates_their_numbers(paired):
