@@ -52,7 +52,7 @@ def partners(
     """
     here = set(names)
     found = {n: tuple(p) for n, p in parts.items() if p and set(p) <= here}
-    found = {n: p for n, p in found.items() if not any(set(p) < set(q) for q in found.values())}
+    found = largest(found)
     if ring := in_ring(found):
         over = sorted({p for n in ring for p in found[n]})
         other = "" if appended else f", or leave one out with without='{ring[-1]}'"
@@ -61,6 +61,11 @@ def partners(
             f"than once; append one interaction over {', '.join(over)}{' instead' if appended else ''}{other}"
         )
     return found
+
+
+def largest(found: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """The interactions, by their parts, that no other one contains."""
+    return {n: p for n, p in found.items() if not any(set(p) < set(q) for q in found.values())}
 
 
 def in_ring(found: Mapping[str, Sequence[str]]) -> list[str]:

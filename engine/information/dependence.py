@@ -29,7 +29,7 @@ from torch import Tensor
 from engine.errors import EstimateError, ModalityError, ObservationError
 from engine.evidence import Evidence
 from engine.holm import holm
-from engine.information.checks import called, real, whole
+from engine.information.checks import called, real
 from engine.information.common import Columns, in_common, score_independence
 from engine.information.independence import (
     MOST,
@@ -39,9 +39,10 @@ from engine.information.independence import (
     information_of,
     learned_independence,
 )
-from engine.joining import connected, in_ring
+from engine.joining import connected, in_ring, largest
 from engine.learning.simulator import asked, generator_of, seed_of
 from engine.result import Estimate, Status
+from engine.search import check_seed
 
 __all__ = ["Dependence", "PairTest", "Pairs", "dependence"]
 
@@ -103,13 +104,20 @@ class PairTest:
         """Whether there was anything to test."""
         return self.dof > 0
 
+    @property
+    def silence(self) -> str:
+        """Why nothing was tested; empty where something was."""
+        if self.tested:
+            return ""
+        if self.common and self.beside:
+            beside = " and ".join(map(repr, self.beside))
+            return f"cannot be tested, as what {beside} leaves beside {self.common} does not show in their scores"
+        return f"cannot be tested, as nothing of one of them varies in {self.units} pairs"
+
     def __str__(self) -> str:
         said = " and ".join(f"'{name}'" for name in self.plugins)
         if not self.tested:
-            if self.common and self.beside:
-                beside = " and ".join(map(repr, self.beside))
-                return f"{said}: cannot be tested, as what {beside} leaves beside {self.common} does not show in their scores"
-            return f"{said}: cannot be tested, as nothing of one of them varies in {self.units} pairs"
+            return f"{said}: {self.silence}"
         if self.adjusted > _LARGE:
             of = " of correlated scores" if self.common else ""
             about = f"; {self.detectable:.2g} nats a pair or more{of} would show 4 times in 5"
@@ -239,9 +247,10 @@ class Dependence:
                 out.append(f"train '{covering[-1][1]}' better")  # the largest counts alone
             else:
                 new.append(pair)
-        for group in connected([*self.interactions.values(), *new]):
+        ties = largest(self.interactions)
+        for group in connected([*ties.values(), *new]):
             own = {repr(p): p for p in new if set(p) <= group}
-            if own and in_ring({**{n: p for n, p in self.interactions.items() if set(p) <= group}, **own}):
+            if own and in_ring({**{n: p for n, p in ties.items() if set(p) <= group}, **own}):
                 out.append(f"append one interaction over all of {', '.join(sorted(group))}")
             else:
                 out += [f"append an interaction of {' and '.join(map(repr, p))}" for p in own.values()]
@@ -273,8 +282,8 @@ class Dependence:
     def _unseen(self) -> str:
         """What tests of few pairs, or of none, leave open; empty where there is nothing to say."""
         if self.untested:
-            said, why = str(self.pairs[self.untested[0]]).split(": ", 1)
-            return f"whether {said} depend {why}"
+            first, second = self.untested[0]
+            return f"whether '{first}' and '{second}' depend {self.pairs[first, second].silence}"
         least = max((t.detectable for t in self.pairs.values()), default=0.0)
         if self.units >= _FEW:
             return ""
@@ -370,7 +379,7 @@ def dependence(
     """
     if not 0.0 < real(level) < 1.0:
         raise EstimateError(f"the level of a test lies between 0 and 1, got {level!r}; 0.05 is usual")
-    whole("seed", seed, 0, error=EstimateError)
+    check_seed(seed, EstimateError)
     if not isinstance(critic, bool):
         raise EstimateError(f"critic is True or False, got {critic!r:.60}")
     evidence, at = _evidence(source, theta)
@@ -417,11 +426,11 @@ def dependence(
         for name in {a, b} - {m for m, size in columns if size == n}:
             columns[name, n] = Columns.of(_observed(evidence, name, rows))
         if common := in_common(columns[a, n], columns[b, n]):
-            u, v = (_own_scores(evidence, name, scores[name], rows) for name in (a, b))
-            statistic, dof, p, information = score_independence(u, v, permutations, own)
             common += " (no critic was asked)" if critic else ""
-            if beside:  # tied scores correlate, and pairing anew would mix what is common
-                statistic, dof, p, information = 0.0, 0, 1.0, 0.0
+            statistic, dof, p, information = 0.0, 0, 1.0, 0.0
+            if not beside:  # tied scores correlate, and pairing anew would mix what is common
+                u, v = (_own_scores(evidence, name, scores[name], rows) for name in (a, b))
+                statistic, dof, p, information = score_independence(u, v, permutations, own)
         else:
             for name in {a, b} - {m for m, size in plain if size == n}:
                 plain[name, n] = _features(evidence, name, scores[name], rows)

@@ -309,10 +309,9 @@ def _rungs(
 
 
 def _worth(name: str, own: Tensor, at: Tensor, told: Scores, observations: int, remedy: str) -> Worth:
-    claimed, faults = claims(own, at, told.log_weights)
+    claimed, faults = claims(own, at, told.log_weights, f": a lower bound; {remedy}")
     if math.isnan(claimed):
         return Worth(name, -math.inf, math.nan, math.nan, observations, False, faults[0])
-    faults = [f"{fault}: a lower bound; {remedy}" if "bear out" in fault else fault for fault in faults]
     found = extrapolate(_rungs(own, at, told.log_weights))
     faults = [*([] if found.reliable else [found.reason]), *faults]
     if found.error > max(abs(found.information), _NOISE):
@@ -322,13 +321,14 @@ def _worth(name: str, own: Tensor, at: Tensor, told: Scores, observations: int, 
     return Worth(name, found.information, found.error, claimed, observations, not faults, "; ".join(faults))
 
 
-def claims(own: Tensor, at: Tensor, log_weights: Tensor) -> tuple[float, list[str]]:
+def claims(own: Tensor, at: Tensor, log_weights: Tensor, remedy: str = "") -> tuple[float, list[str]]:
     """What a scalar's posteriors say of themselves in nats, and why they, or the points, are not to be trusted.
 
     Arguments:
         own: s at each data set's own θ, shape (n,).
         at: s at the points, shape (n, K).
         log_weights: log of their prior probabilities, shape (K,).
+        remedy: What is added to a claim that is not borne out.
 
     Returns:
         E KL(q ‖ π), NaN where the scalar excludes what was simulated; and a sentence for every fault.
@@ -343,7 +343,7 @@ def claims(own: Tensor, at: Tensor, log_weights: Tensor) -> tuple[float, list[st
     if abs(gap) > max(_CLAIM * noise, _SHARE * abs(float(told.mean()))):
         more = "more" if gap > 0 else "less"
         faults.append(
-            f"posteriors claim {float(said.mean()):.3g} nats, {more} than the {float(told.mean()):.3g} that simulations bear out"
+            f"posteriors claim {float(said.mean()):.3g} nats, {more} than the {float(told.mean()):.3g} that simulations bear out{remedy}"
         )
     enough = float((-(2.0 * q).logsumexp(-1)).exp().median())  # the points that a posterior rests on
     if enough < _FEW and not all_points(log_weights):

@@ -413,7 +413,7 @@ def test_what_cannot_be_tested_is_refused(registry):
         dependence(fit, pairs=simulate, level=5)
     for wrong, said in (
         ({"level": "a"}, "between 0 and 1, got 'a'"),
-        ({"seed": 1.5}, "seed must be a whole number of at least 0, got 1.5"),
+        ({"seed": 1.5}, "a seed is a whole number from 0 .*, got 1.5"),
         ({"critic": "no"}, "critic is True or False, got 'no'"),
         ({"names": 3}, "names are those of plugins, got 3"),
         ({"names": ()}, "two plugins at least, got names=none"),
@@ -462,6 +462,7 @@ def test_simulated_pairs_without_noise_are_refused():
         ({"ab": ("a", "b")}, "train 'ab' better"),
         ({"abc": ("a", "b", "c"), "zb": ("a", "b")}, "train 'abc' better"),
         ({"ac": ("a", "c"), "bc": ("b", "c")}, "append one interaction over all of a, b, c"),
+        ({"bcd": ("b", "c", "d"), "cd": ("c", "d")}, "append an interaction of 'a' and 'b'"),
         ({"cb": ("c", "b"), "cd": ("c", "d"), "ad": ("a", "d")}, "append one interaction over all of a, b, c, d"),
     ],
 )
