@@ -81,6 +81,16 @@ def in_ring(found: Mapping[str, Sequence[str]]) -> list[str]:
     return []
 
 
+def normalised(mean: float, error: float) -> bool:
+    """Whether the mean of e^s over redrawn parts is 1 within 4 of its errors and 0.02.
+
+    Example:
+        >>> normalised(0.998, 0.006), normalised(1.2, 0.01)
+        (True, False)
+    """
+    return abs(mean - 1.0) <= 4.0 * error + 0.02
+
+
 def connected(groups: Iterable[Iterable[str]]) -> list[set[str]]:
     """Sets that overlap, joined, in the order in which their first ones come.
 

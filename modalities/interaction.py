@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from engine.errors import ModalityError, ParameterError
+from engine.joining import normalised
 from engine.learning import Learnable, Training, TrainingError, fit
 from engine.learning.simulator import asked, generator_of
 from engine.parameters import ParameterSpace
@@ -44,7 +45,6 @@ __all__ = ["Interaction", "InteractionCheck", "fit_interaction"]
 PairSimulator = Callable[[Tensor, torch.Generator], Mapping[str, Tensor]]
 
 _LEAST = 100  # θ to train on, and pairs of a check
-_ERRORS, _OFF = 4.0, 0.02  # of the normalisation: standard errors, and what else it may be off by
 
 
 class Interaction(Pairwise):
@@ -281,7 +281,7 @@ class InteractionCheck:
     def normalised(self) -> bool:
         """Whether the normalisation is 1 within 4 of its errors and 0.02. Enough training brings it there; so does none, where s = 0, and
         any that says too little: test what is left with :func:`engine.information.dependence`."""
-        return abs(self.normalisation - 1.0) <= _ERRORS * self.normalisation_error + _OFF
+        return normalised(self.normalisation, self.normalisation_error)
 
     def __str__(self) -> str:
         doubt = "" if self.normalised else "; not normalised: train it longer or with more simulations"

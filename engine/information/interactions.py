@@ -31,6 +31,7 @@ from engine.information.plugins import plugins_of
 from engine.information.scores import Pairs, Scores, scored
 from engine.information.transport import decompose_samples, negative, off_the_prior
 from engine.information.worth import claims
+from engine.joining import normalised
 from engine.learning.simulator import Simulate
 from engine.modality import Modality
 from engine.parameters import ParameterSpace
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from engine.registry import Registry
 
 __all__ = ["Carried", "Interactions", "interactions", "interactions_of"]
-
-_ERRORS, _OFF = 4.0, 0.02  # of a normalisation: standard errors, and what else it may be off by
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Carried:
     @property
     def reliable(self) -> bool:
         """Whether the scalar is normalised, within 4 errors and 0.02."""
-        return abs(self.normalisation - 1.0) <= _ERRORS * self.normalisation_error + _OFF
+        return normalised(self.normalisation, self.normalisation_error)
 
     @property
     def reason(self) -> str:
